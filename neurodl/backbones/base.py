@@ -1,0 +1,191 @@
+"""Backbone: a network together with what must travel with its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision.transforms.v2 import functional as image_ops
+
+from neurodl.errors import UnknownNameError, did_you_mean
+
+SKIPPED_KINDS = (nn.Dropout, nn.Identity, nn.modules.batchnorm._BatchNorm, nn.ReLU, nn.GELU)
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """From a uint8 image to a network's input: a function of PIL images, with its text.
+
+    Parameters
+    ----------
+    function : callable
+        Takes a PIL image, returns a float tensor, shape (3, height, width).
+    text : str
+        What it does, to be printed and stored: size, crop, interpolation, mean, std.
+    """
+
+    function: Callable[[Any], torch.Tensor]
+    text: str
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the input for one image (3, h, w) or the frames of a video (t, 3, h, w)."""
+        if pixels.ndim == 4:
+            return torch.stack([self(frame) for frame in pixels])
+        return torch.as_tensor(self.function(image_ops.to_pil_image(pixels)))
+
+
+@dataclass(frozen=True)
+class VideoTransform:
+    """From the uint8 frames of a clip to a video network's input (3, t, height, width)."""
+
+    function: Callable[[torch.Tensor], torch.Tensor]
+    text: str
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the input for one clip, shape (t, 3, h, w)."""
+        return self.function(pixels)
+
+
+@dataclass(frozen=True, eq=False)
+class Backbone:
+    """A network in evaluation mode, with its transform, its layers and where its weights are from.
+
+    Parameters
+    ----------
+    name : str
+        For example ``"timm:resnet50.a1_in1k"``.
+    module : torch.nn.Module
+        The network.
+    transform : ImageTransform or VideoTransform
+        What belongs to the weights: from uint8 RGB pixels to the input.
+    weights : str
+        Where the weights come from, for people: a published tag, a file, "untrained, seed 0".
+    licence : str
+        The licence of the weights, as far as it is known.
+    n_prefix_tokens : int
+        How many class and register tokens stand before the patch tokens of a transformer.
+    channels_last : sequence of str
+        The layers, with all below them, whose output is (batch, height, width, channel), as in
+        Swin; ``""`` stands for all.
+    suggested_layers : sequence of str
+        The layers taken when none are named; by default found from the module tree.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    >>> Backbone("mine", net, ImageTransform(image_ops.to_tensor, "0..1"), "untrained").layers
+    ['0', '1']
+    """
+
+    name: str
+    module: nn.Module
+    transform: ImageTransform | VideoTransform
+    weights: str
+    licence: str = "not stated"
+    n_prefix_tokens: int = 0
+    channels_last: Sequence[str] = ()
+    suggested_layers: Sequence[str] = field(default=())
+
+    def __post_init__(self) -> None:
+        """Put the network into evaluation mode."""
+        self.module.eval()
+
+    def __repr__(self) -> str:
+        """Return a short summary."""
+        return f"<Backbone {self.name}: {self.weights}; {len(self.layers)} layers>"
+
+    @property
+    def kind(self) -> str:
+        """Return what the network takes: "image" or "video"."""
+        return "video" if isinstance(self.transform, VideoTransform) else "image"
+
+    @property
+    def layers(self) -> list[str]:
+        """The dotted names of all layers."""
+        return [name for name, _ in self.module.named_modules() if name]
+
+    def is_channels_last(self, layer: str) -> bool:
+        """Return whether the 4-D output of `layer` has its channels last."""
+        return any(
+            not prefix or layer == prefix or layer.startswith(f"{prefix}.")
+            for prefix in self.channels_last
+        )
+
+    @property
+    def default_layers(self) -> list[str]:
+        """The layers taken when none are named: up to eight, from input to output."""
+        names = list(self.suggested_layers) or _stages(self.module)
+        if len(names) <= 8:
+            return names
+        picked = torch.linspace(0, len(names) - 1, 8).round().int().tolist()
+        return [names[index] for index in picked]
+
+    def check_layers(self, layers: str | Sequence[str] | None) -> list[str]:
+        """Return `layers` as a list of known names; None stands for `default_layers`.
+
+        Raises
+        ------
+        UnknownNameError
+            A layer does not exist; the nearest names are listed.
+        """
+        if layers is None:
+            return self.default_layers
+        names = [layers] if isinstance(layers, str) else list(layers)
+        known = self.layers
+        for name in names:
+            if name not in known:
+                raise UnknownNameError(
+                    f"`layers` has no module {name!r} in {self.name}. {did_you_mean(name, known)}"
+                )
+        if not names:
+            raise UnknownNameError(f"`layers` is empty. {self.name} suggests {self.default_layers}.")
+        return list(dict.fromkeys(names))
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """The hash of every parameter and buffer: what makes a cached feature this network's."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.module.state_dict().items()):
+            if isinstance(tensor, torch.Tensor):
+                digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+                raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+                digest.update(raw.numpy().tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def architecture_sha256(self) -> str:
+        """The hash of the module tree and its code, which the weights alone do not fix."""
+        parts = [repr(self.module)]
+        for kind in sorted({type(part) for part in self.module.modules()}, key=repr):
+            if not kind.__module__.startswith(("torch.", "torchvision.", "timm.")):
+                parts.append(_source(kind))
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _source(kind: type) -> str:
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):
+        # Classes typed into an interactive session have no source.
+        return repr(kind.__qualname__)
+
+
+def _stages(module: nn.Module) -> list[str]:
+    """Return the coarse steps from input to output, opening long containers one level."""
+    names = []
+    for name, child in module.named_children():
+        inner = [
+            f"{name}.{key}" for key, part in child.named_children()
+            if not isinstance(part, SKIPPED_KINDS)
+        ]
+        if isinstance(child, (nn.Sequential, nn.ModuleList)) and len(inner) > 3:
+            names.extend(inner)
+        elif not isinstance(child, SKIPPED_KINDS):
+            names.append(name)
+    return names or [name for name, _ in module.named_modules() if name]

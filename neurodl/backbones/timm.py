@@ -1,0 +1,87 @@
+"""Networks and weights of timm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+from timm.data import create_transform, resolve_data_config
+from torch import nn
+
+from neurodl.backbones.base import Backbone, ImageTransform
+from neurodl.backbones.weights import explain_download, load_weights, seeded
+from neurodl.errors import UnknownNameError, did_you_mean
+
+TRANSFORM_OPTIONS = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
+
+
+def names() -> list[str]:
+    """Return the names of all architectures and of all published weights."""
+    return sorted({*timm.list_models(), *timm.list_pretrained()})
+
+
+def load(
+    name: str,
+    *,
+    weights: str | None = None,
+    pretrained: bool = True,
+    seed: int | None = None,
+    transform: Mapping[str, Any] | None = None,
+    **model_kwargs: Any,
+) -> Backbone:
+    """Return ``"resnet50.a1_in1k"``; without the tag, timm's default weights."""
+    if name not in timm.list_models() and name not in timm.list_pretrained():
+        raise UnknownNameError(f"timm has no network {name!r}. {did_you_mean(name, names())}")
+    full_name = f"timm:{name}"
+    download = pretrained and weights is None
+    with seeded(seed):
+        if download:
+            with explain_download(full_name, "the Hugging Face hub"):
+                module = timm.create_model(name, pretrained=True, **model_kwargs)
+        else:
+            module = timm.create_model(name, pretrained=False, **model_kwargs)
+    published: Mapping[str, Any] = getattr(module, "pretrained_cfg", {})
+    if weights is not None:
+        origin = load_weights(module, weights, full_name)
+        licence = "that of the file"
+    elif pretrained:
+        origin = f"pretrained {published.get('architecture', name)}.{published.get('tag', '')}"
+        licence = str(published.get("license", "not stated"))
+    else:
+        origin = f"untrained, seed {0 if seed is None else seed}"
+        licence = "Apache-2.0 (timm)"
+    return Backbone(
+        name=full_name,
+        module=module,
+        transform=_transform(module, transform or {}),
+        weights=origin,
+        licence=licence,
+        n_prefix_tokens=int(getattr(module, "num_prefix_tokens", 0)),
+        channels_last=("",) if getattr(module, "output_fmt", "NCHW") == "NHWC" else (),
+        suggested_layers=_stages(module),
+    )
+
+
+def _stages(module: nn.Module) -> list[str]:
+    """Return timm's own list of stages, as far as they are modules."""
+    info = getattr(module, "feature_info", None) or []
+    entries = info if isinstance(info, list) else info.info
+    known = {name for name, _ in module.named_modules()}
+    return [entry["module"] for entry in entries if entry["module"] in known]
+
+
+def _transform(module: nn.Module, overrides: Mapping[str, Any]) -> ImageTransform:
+    """Return the evaluation transform that belongs to the weights, with single values replaced."""
+    for key in overrides:
+        if key not in TRANSFORM_OPTIONS:
+            raise UnknownNameError(
+                f"`transform` has no option {key!r}. {did_you_mean(key, TRANSFORM_OPTIONS)}"
+            )
+    config = resolve_data_config({}, model=module)
+    config.update(overrides)
+    size = config["input_size"]
+    if isinstance(size, int):
+        config["input_size"] = (3, size, size)
+    function = create_transform(**config, is_training=False)
+    return ImageTransform(function, " ".join(repr(function).split()))

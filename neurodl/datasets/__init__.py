@@ -1,0 +1,1 @@
+"""Datasets: one call from a name to an Experiment."""

@@ -1,0 +1,1 @@
+"""Readers and writers, one file per container. They know formats, not experiments."""

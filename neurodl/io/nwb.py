@@ -1,0 +1,71 @@
+"""Spike times from NWB files and from npz files of one array per unit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from neurodl.errors import FileFormatError, MissingFileError
+
+
+def read_spikes(path: str | Path) -> dict[str, np.ndarray]:
+    """Return the spike times of each unit in an NWB or npz file.
+
+    Parameters
+    ----------
+    path : str or Path
+        An NWB file with a units table, or an npz file that holds one 1-D array of spike times
+        per unit, named by the unit's id.
+
+    Returns
+    -------
+    dict of str to numpy.ndarray, shape (n_spikes,)
+        Spike times [s], sorted, by unit id.
+
+    Raises
+    ------
+    FileFormatError
+        The file cannot be read or holds no units.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(f"The spike file {path} does not exist.")
+    reader = _read_npz if path.suffix == ".npz" else _read_nwb
+    spikes = reader(path)
+    if not spikes:
+        raise FileFormatError(f"{path} holds no units.")
+    for unit, times in spikes.items():
+        if times.ndim != 1 or not np.issubdtype(times.dtype, np.number):
+            raise FileFormatError(
+                f"Unit {unit!r} in {path} must be a 1-D array of spike times [s], but has shape "
+                f"{times.shape} and dtype {times.dtype}."
+            )
+        if not np.isfinite(times).all():
+            raise FileFormatError(f"Unit {unit!r} in {path} has spike times that are not finite.")
+    return {unit: np.sort(times).astype(np.float64) for unit, times in spikes.items()}
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {unit: stored[unit] for unit in stored.files}
+    except (ValueError, OSError, EOFError) as error:
+        raise FileFormatError(f"Cannot read {path}: {error}") from error
+
+
+def _read_nwb(path: Path) -> dict[str, np.ndarray]:
+    """Read the units table of the NWB 2 layout, a ragged column, straight from HDF5."""
+    try:
+        with h5py.File(path, "r") as file:
+            if "units" not in file or "spike_times" not in file["units"]:
+                raise FileFormatError(f"{path} has no units table with spike times.")
+            units = file["units"]
+            times = units["spike_times"][:]
+            ends = units["spike_times_index"][:]
+            ids = units["id"][:] if "id" in units else np.arange(len(ends))
+    except OSError as error:
+        raise FileFormatError(f"Cannot read {path} as NWB (HDF5): {error}") from error
+    parts = np.split(times, ends[:-1])
+    return {str(unit): part for unit, part in zip(ids, parts, strict=True)}

@@ -1,0 +1,125 @@
+"""Saving and loading: scores and responses as .nc, features as .zarr; never half a file."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from neurodl.errors import FileFormatError, MissingFileError, StorageError
+from neurodl.schema import check_features, check_scores
+
+Storable = xr.DataArray | xr.Dataset | Mapping[str, xr.DataArray]
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it there if the block succeeds.
+
+    What stands at `path` is either the old or the whole new file or folder. If the block
+    fails, the temporary one is removed.
+
+    Raises
+    ------
+    StorageError
+        The disk is full or the folder cannot be written to.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        if path.is_dir() and temporary.is_dir():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
+            raise StorageError(
+                f"Cannot write {path}: {os.strerror(error.errno)}. What was finished before is "
+                "kept; make room or choose another folder and run again."
+            ) from error
+        raise
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def save(obj: Storable, path: str | Path) -> Path:
+    """Save scores or responses to ``.nc`` or features to ``.zarr``, whole or not at all.
+
+    Parameters
+    ----------
+    obj : xarray.Dataset, xarray.DataArray or mapping of layer to xarray.DataArray
+    path : str or Path
+        Ends in ``.nc`` for a Dataset or DataArray, in ``.zarr`` for features by layer.
+
+    Returns
+    -------
+    Path
+        Where it was saved.
+    """
+    path = Path(path)
+    kind = ".zarr" if isinstance(obj, Mapping) and not isinstance(obj, xr.Dataset) else ".nc"
+    if path.suffix != kind:
+        raise ValueError(f"A {type(obj).__name__} is saved to '*{kind}', but got {path.name!r}.")
+    with atomic_path(path) as temporary:
+        if isinstance(obj, (xr.Dataset, xr.DataArray)):
+            obj.to_netcdf(temporary, engine="h5netcdf", encoding=_compression(obj))
+        else:
+            for number, (layer, array) in enumerate(check_features(obj).items()):
+                dataset = array.rename("features").to_dataset().assign_attrs(layer=layer)
+                dataset.to_zarr(temporary, group=f"layer{number:04d}", zarr_format=2)
+    return path
+
+
+def _compression(obj: xr.DataArray | xr.Dataset) -> dict[Any, dict[str, Any]]:
+    if isinstance(obj, xr.DataArray):
+        return {}
+    big = [name for name, array in obj.data_vars.items() if array.size > 10_000]
+    return {name: {"compression": "gzip", "compression_opts": 1} for name in big}
+
+
+def load(path: str | Path) -> Any:
+    """Load what `save` wrote.
+
+    Returns
+    -------
+    xarray.Dataset, xarray.DataArray or dict of str to xarray.DataArray
+
+    Raises
+    ------
+    MissingFileError, FileFormatError
+        The file does not exist, is damaged, or was not written by `save`.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise MissingFileError(f"{path} does not exist.")
+    try:
+        if path.suffix == ".zarr":
+            return _load_features(path)
+        dataset = xr.load_dataset(path, engine="h5netcdf")
+    except (OSError, ValueError, KeyError) as error:
+        raise FileFormatError(f"Cannot read {path}: {error}") from error
+    if "r" in dataset:
+        return check_scores(dataset)
+    if len(dataset.data_vars) == 1:
+        array = dataset[next(iter(dataset.data_vars))]
+        return array.rename(None) if array.name == "__xarray_dataarray_variable__" else array
+    return dataset
+
+
+def _load_features(path: Path) -> dict[str, xr.DataArray]:
+    features = {}
+    for group in sorted(folder.name for folder in path.glob("layer*")):
+        dataset = xr.load_dataset(path, group=group, engine="zarr")
+        features[str(dataset.attrs["layer"])] = dataset["features"].rename(None)
+    return check_features(features)

@@ -1,0 +1,296 @@
+"""What the report's template is filled with: tables, figures and pictures, ready to show."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from neurodl.reports import brain, plots, summary, svg
+from neurodl.reports.tables import (
+    ALL,
+    BOOTSTRAP_LIMIT,
+    N_RESAMPLES,
+    best_layers,
+    exclusions,
+    fold_means,
+    layer_groups,
+    roi_labels,
+    roi_members,
+    short_layers,
+    target_means,
+    with_layers,
+)
+from neurodl.schema import target_dim
+
+if TYPE_CHECKING:
+    from neurodl.reports.html import Report
+
+MAX_VIEWER_MAPS = 40
+MAX_VIEWER_ROIS = 24
+
+
+def page_context(page: Report, script: str, style: str) -> dict[str, Any]:
+    """Return what the template needs: texts, tables, SVG and pictures.
+
+    Parameters
+    ----------
+    page : Report
+    script, style : str
+        The page's own JavaScript, which is allowed to run by its hash alone, and CSS.
+    """
+    from markupsafe import Markup
+
+    scores, table = with_layers(page.scores), page.table
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return {
+        "title": page.title,
+        "notes": list(page.notes),
+        "script": Markup(script),
+        "style": Markup(style),
+        "script_hash": digest,
+        "saved": str(scores.attrs.get("created", ""))[:10],
+        "facts": summary.what_was_run(scores, page.experiment),
+        "backbones": summary.backbone_rows(scores),
+        "provenance": summary.provenance_rows(page.provenance),
+        "citations": summary.citations(scores, page.experiment),
+        **_numbers(scores, table),
+        **_figures(scores, table),
+    }
+
+
+def _numbers(scores: xr.Dataset, table: pd.DataFrame) -> dict[str, Any]:
+    """Return the finding, the tables, and what their headings and captions depend on."""
+    best = best_layers(table)
+    return {
+        "finding": [_unbroken(text) for text in summary.main_finding(scores, table)],
+        "key": _key_numbers(scores, table),
+        "best": _best_rows(scores, best),
+        "matrix": _matrix(scores, table, best),
+        "rois": list(best["roi"]),
+        "n_rois_scored": int(best["r"].notna().sum()),
+        "noun": summary.plural(target_dim(scores["r"])),
+        "normalized": "r_normalized" in table,
+        "networks": len(layer_groups(scores)) > 1,
+        "several_layers": scores.sizes["layer"] > 1,
+        "band": _band(best),
+        "ceiling_text": _ceiling_text(table),
+    }
+
+
+def _figures(scores: xr.Dataset, table: pd.DataFrame) -> dict[str, Any]:
+    """Return the plots and pictures, and what their captions depend on."""
+    from markupsafe import Markup
+
+    labels = roi_labels(scores)
+    shown = plots.shown_rois(table)
+    looks = _looks(scores)
+    drawn = {
+        "profiles": plots.profiles(scores, table, fold_means(scores)),
+        "histograms": _histograms(scores, best_layers(table), looks),
+        "ceiling": _ceiling(scores, table, looks),
+    }
+    panels = {
+        key: [{"title": title, "note": note, "svg": Markup(text)} for title, note, text in found]
+        for key, found in drawn.items()
+    }
+    return {
+        **panels,
+        "legend": [{"name": roi, "look": looks[roi]} for roi in shown],
+        "coloured": 1 < len(looks) <= len(svg.PALETTE) + 1,
+        "many": exclusions(scores)["n_scored"] > plots.MAX_POINTS,
+        "unassigned": labels is None or bool((labels == "").any()),
+        "map": _brain(scores, table, looks) if brain.has_volume(scores) else None,
+    }
+
+
+def _looks(scores: xr.Dataset) -> dict[str, svg.Look]:
+    return svg.roi_looks(list(roi_members(scores)))
+
+
+def _unbroken(text: str) -> str:
+    """Return text whose "r = 0.41" and "62 %" stay on one line."""
+    return text.replace("r = ", "r\u00a0=\u00a0").replace(" %", "\u00a0%")
+
+
+def _key_numbers(scores: xr.Dataset, table: pd.DataFrame) -> list[tuple[str, str]]:
+    """Return the three or four numbers at the top of the page, with their labels."""
+    top = summary.headline_row(table)
+    counts = exclusions(scores)
+    noun = target_dim(scores["r"])
+    numbers = []
+    if top is not None:
+        where = "" if top["roi"] == ALL else f" in {top['roi']}"
+        numbers.append((summary.number(top["r"]), f"mean r{where}"))
+        if not np.isnan(top.get("r_normalized", np.nan)):
+            numbers.append(
+                (f"{summary.number(100 * top['r_normalized'], 0)} %", f"of the ceiling{where}")
+            )
+    of = f" of {counts['n_targets']:,}" if counts["n_excluded"] else ""
+    numbers.append((f"{counts['n_scored']:,}", f"{summary.plural(noun)} scored{of}"))
+    numbers.append((str(scores.sizes["fold"]), summary.by_groups(scores).split(" ", 1)[1]))
+    return numbers
+
+
+def _best_rows(scores: xr.Dataset, best: pd.DataFrame) -> list[dict[str, Any]]:
+    names, looks = _layer_names(scores), _looks(scores)
+    return [
+        row | {"name": names.get(row["layer"], ("", "")), "look": looks[row["roi"]]}
+        for row in best.to_dict("records")
+    ]
+
+
+def _layer_names(scores: xr.Dataset) -> dict[str, tuple[str, str]]:
+    """Return (short name, network) by layer; a single network goes without saying."""
+    layers = [str(layer) for layer in scores["layer"].values]
+    names: dict[str, tuple[str, str]] = {}
+    groups = layer_groups(scores)
+    for group, rows in groups.items():
+        whole = [layers[index] for index in rows]
+        backbone = str(scores["backbone"].values[rows[0]])
+        short = short_layers(whole, backbone)
+        shown = group if len(groups) > 1 else ""
+        names |= {
+            layer: (s, shown if shown != s else "") for layer, s in zip(whole, short, strict=True)
+        }
+    return names
+
+
+def _matrix(scores: xr.Dataset, table: pd.DataFrame, best: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return one row per layer with a cell per ROI: values, shade in percent, whether best."""
+    names = _layer_names(scores)
+    top = max(table["r"].max(), 0.05) if table["r"].notna().any() else 1.0
+    winners = set(zip(best["roi"], best["layer"], strict=True))
+    full = dict(zip(best["roi"], table.groupby("roi", sort=False)["n_valid"].max(), strict=True))
+    rows = []
+    for layer, group in table.groupby("layer", sort=False):
+        cells = group.to_dict("records")
+        for cell in cells:
+            known = not np.isnan(cell["r"])
+            cell["shade"] = round(100 * min(max(cell["r"] / top, 0), 1)) if known else 0
+            cell["best"] = known and (cell["roi"], layer) in winners
+            cell["fewer"] = cell["n_valid"] < full[cell["roi"]]
+        rows.append({"name": names[str(layer)], "layer": layer, "cells": cells})
+    return rows
+
+
+def _histograms(
+    scores: xr.Dataset, best: pd.DataFrame, looks: Mapping[str, svg.Look]
+) -> list[tuple[str, str, str]]:
+    """Return one histogram of r per ROI, of its best layer: title, the layer, SVG."""
+    means, members = target_means(scores), roi_members(scores)
+    scored = best[best["n_valid"] > 0]
+    if not len(scored):
+        return []
+    largest = scored[scored["roi"] != ALL].nlargest(plots.MAX_HISTOGRAMS, "n_valid")["roi"]
+    chosen = {}
+    for roi, layer in zip(scored["roi"], scored["layer"], strict=True):
+        if roi == ALL or roi in set(largest):
+            values = means.sel(layer=layer).values[members[roi]]
+            chosen[roi] = (summary.layer_name(scores, layer), values[~np.isnan(values)])
+    every = np.concatenate([values for _, values in chosen.values()])
+    limits = (min(0.0, float(every.min())) - 0.02, max(0.1, float(every.max())) + 0.02)
+    draw = partial(
+        plots.draw_histogram,
+        limits=limits,
+        noun=summary.plural(target_dim(scores["r"])),
+        wide=len(chosen) == 1,
+    )
+    return [(roi, name, draw(x, looks[roi].colour)) for roi, (name, x) in chosen.items()]
+
+
+def _ceiling(
+    scores: xr.Dataset, table: pd.DataFrame, looks: Mapping[str, svg.Look]
+) -> list[tuple[str, str, str]]:
+    """Return r of the best layer against the ceiling, if there are both."""
+    index = best_overall(table)
+    if "ceiling" not in scores or index is None:
+        return []
+    r, ceiling = target_means(scores).values[index], scores["ceiling"].values
+    known = ~np.isnan(r) & ~np.isnan(ceiling)
+    if not known.any():
+        return []
+    labels = roi_labels(scores)
+    labels = labels[known] if labels is not None else None
+    name = summary.layer_name(scores, str(scores["layer"].values[index]))
+    return [(name, "", plots.draw_ceiling(ceiling[known], r[known], labels, looks))]
+
+
+def _ceiling_text(table: pd.DataFrame) -> str:
+    """Return how many targets exceed the ceiling for the best layer, or "" without one."""
+    index = best_overall(table)
+    if "r_normalized" not in table or index is None:
+        return ""
+    row = table[table["roi"] == ALL].iloc[index]
+    n = int(row["n_above_ceiling"])
+    return f"{n:,} of {int(row['n_normalized']):,} {'does' if n == 1 else 'do'}"
+
+
+def _band(best: pd.DataFrame) -> str:
+    if best["n_valid"].max() > BOOTSTRAP_LIMIT:
+        beyond = f"normal approximation beyond {BOOTSTRAP_LIMIT:,} targets"
+        return f"{N_RESAMPLES:,} bootstrap samples; {beyond}"
+    return f"{N_RESAMPLES:,} bootstrap samples"
+
+
+def _brain(
+    scores: xr.Dataset, table: pd.DataFrame, looks: Mapping[str, svg.Look]
+) -> dict[str, Any] | None:
+    """Return the pictures of the best layer, and in MNI space those on the surface."""
+    index = best_overall(table)
+    if index is None:
+        return None
+    means = target_means(scores).values
+    limit = brain.colour_limit(means[index])
+    shown: dict[str, Any] = {
+        "layer": summary.layer_name(scores, str(scores["layer"].values[index])),
+        "limit": limit,
+        "scale": brain.scale_css(),
+        "mni": brain.in_mni(scores),
+        "slices": brain.slices(means[index], scores, limit),
+        "space": str(scores.attrs.get("space", "")) or "not named",
+        "surface": [],
+        "viewer": None,
+    }
+    return shown | _cortex(scores, table, looks, limit) if shown["mni"] else shown
+
+
+def _cortex(
+    scores: xr.Dataset, table: pd.DataFrame, looks: Mapping[str, svg.Look], limit: float
+) -> dict[str, Any]:
+    """Return the best layer on the surface, and the best layers and ROIs for the viewer."""
+    from neurodl.reports import surface
+
+    overall = table[table["roi"] == ALL]["r"].reset_index(drop=True).dropna()
+    kept = sorted(int(index) for index in overall.nlargest(MAX_VIEWER_MAPS).index)
+    chosen = kept.index(int(overall.idxmax()))
+    maps = surface.project(target_means(scores).values[kept].T, scores)
+    members = {roi: rows for roi, rows in roi_members(scores).items() if roi != ALL}
+    regions = None
+    if 0 < len(members) <= MAX_VIEWER_ROIS:
+        regions = surface.project_rois(members, scores)
+    names = [summary.layer_name(scores, str(scores["layer"].values[index])) for index in kept]
+    colours = {roi: looks[roi].colour for roi in members}
+    viewer = surface.viewer(maps, names, limit, regions, colours) | {"chosen": chosen}
+    best = {side: values[:, chosen] for side, values in maps.items()}
+    return {"surface": surface.surface_pictures(best, limit), "viewer": viewer}
+
+
+def best_overall(table: pd.DataFrame) -> int | None:
+    """Return the index of the layer with the highest mean over all targets, None without any."""
+    overall = table[table["roi"] == ALL]["r"].to_numpy()
+    return None if np.isnan(overall).all() else int(np.nanargmax(overall))
+
+
+def best_of_groups(scores: xr.Dataset, table: pd.DataFrame) -> dict[str, int]:
+    """Return the index of each network's best layer over all targets."""
+    overall = table[table["roi"] == ALL]["r"].fillna(-np.inf).to_numpy()
+    return {
+        group: max(rows, key=lambda i: overall[i]) for group, rows in layer_groups(scores).items()
+    }

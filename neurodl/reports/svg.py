@@ -1,0 +1,154 @@
+"""Figures as inline SVG that takes the page's font and ink, and how each ROI is drawn in them.
+
+Drawn on `matplotlib.figure.Figure` objects: no pyplot, no global figure, no backend chosen.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+from neurodl.reports.tables import ALL
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+P = ParamSpec("P")
+# Okabe and Ito's colours, without the yellow and black that vanish on one of the two backgrounds.
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#8a7f5c")
+# Shapes tell ROIs apart where colours do not; each with the sign that stands for it in the legend.
+MARKERS = {
+    "s": "\u25a0",
+    "D": "\u25c6",
+    "^": "\u25b2",
+    "v": "\u25bc",
+    "P": "\u271a",
+    "X": "\u2716",
+    "h": "\u2b22",
+    "o": "\u25cf",
+}
+# Stand-ins that to_svg replaces by the page's own colours, light or dark.
+INK, RULE = "#10203f", "#a0b0cf"
+STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "neurodl",
+    "font.size": 9,
+    "text.usetex": False,
+    "text.parse_math": False,
+    "axes.unicode_minus": True,
+    "font.family": "sans-serif",
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": RULE,
+    "xtick.color": RULE,
+    "ytick.color": RULE,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "grid.color": RULE,
+    "grid.linewidth": 0.5,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.spines.bottom": False,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a ROI is drawn: its colour, its marker and the marker's sign for the legend."""
+
+    colour: str
+    marker: str
+
+    @property
+    def css(self) -> str:
+        """The colour as the page writes it."""
+        return css_colour(self.colour)
+
+    @property
+    def sign(self) -> str:
+        """The marker as a character."""
+        return MARKERS[self.marker]
+
+
+def roi_looks(rois: Sequence[str]) -> dict[str, Look]:
+    """Return one look per ROI, the same in every figure; "all" has the ink's colour.
+
+    Examples
+    --------
+    >>> roi_looks(["all", "V1"])["V1"]
+    Look(colour='#0072b2', marker='s')
+    """
+    signs = list(MARKERS)
+    looks = {ALL: Look(INK, "o")} if ALL in rois else {}
+    for index, roi in enumerate(roi for roi in rois if roi != ALL):
+        # The second time round the palette, colours meet other shapes.
+        shape = signs[(index + index // len(PALETTE)) % len(signs)]
+        looks[roi] = Look(PALETTE[index % len(PALETTE)], shape)
+    return looks
+
+
+def css_colour(colour: str) -> str:
+    """Return a colour as the page writes it: its own variant on a light and on a dark page."""
+    return "currentColor" if colour == INK else f"var(--roi-{PALETTE.index(colour)})"
+
+
+def styled(draw: Callable[P, Figure]) -> Callable[P, str]:
+    """Run `draw` in the report's own style, whatever the user's rcParams, and return its SVG."""
+
+    @functools.wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> str:
+        from matplotlib import style
+
+        with style.context(["default", STYLE]):
+            return to_svg(draw(*args, **kwargs))
+
+    return drawn
+
+
+def to_svg(figure: Figure) -> str:
+    """Return a figure as an SVG element for the page: its ids are its own, its ink the page's."""
+    buffer = io.StringIO()
+    figure.savefig(
+        buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    )
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.S)
+    svg = svg.replace(INK, "currentColor").replace(RULE, "var(--rule)")
+    for colour in PALETTE:
+        svg = svg.replace(colour, css_colour(colour))
+    svg = re.sub(r"font: [^;\"]*?(\d+(?:\.\d+)?)px [^;\"]*", r"font-size: \1px", svg)
+    own = "f" + hashlib.sha256(svg.encode()).hexdigest()[:8]
+    svg = re.sub(r'\bid="', f'id="{own}-', svg)
+    svg = re.sub(r"url\(#", f"url(#{own}-", svg)
+    svg = re.sub(r'xlink:href="#', f'href="#{own}-', svg)
+    svg = re.sub(r' xmlns(:xlink)?="[^"]*"| version="1.1"', "", svg)
+    width = round(figure.get_figwidth() * 96)
+    return re.sub(
+        r'<svg width="[^"]*" height="[^"]*"|<svg', f'<svg style="max-width:{width}px"', svg, count=1
+    )
+
+
+def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """Return a figure of this size [inch] with one axes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((width, height), layout="constrained")
+    return figure, figure.add_subplot()

@@ -1,0 +1,18 @@
+"""Fixtures that several test folders share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def recordings() -> Path:
+    """The folder of real recordings, images and weights that tests read in place."""
+    default = Path(__file__).parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("NEURODL_RECORDINGS", default))
+    if not folder.is_dir():
+        pytest.skip(f"the recordings are not at {folder}; set NEURODL_RECORDINGS to their folder")
+    return folder
