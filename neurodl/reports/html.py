@@ -192,5 +192,6 @@ def map_name(attrs: Mapping[Any, Any], layer: str, group: str, prefix: str = "")
     start = f"sub-{subject}_" if subject else ""
     if prefix and prefix != start:
         start = prefix if prefix.startswith("sub-") else prefix + start
-    desc = label(layer) if layer.startswith(group) else label(group, layer)
+    # File systems allow 255 characters.
+    desc = (label(layer) if layer.startswith(group) else label(group, layer))[-120:]
     return f"{start}{f'space-{space}_' if space else ''}desc-{desc}_stat-r_statmap.nii.gz"

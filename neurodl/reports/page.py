@@ -19,6 +19,7 @@ from neurodl.reports.tables import (
     N_RESAMPLES,
     best_layers,
     exclusions,
+    fixed,
     fold_means,
     layer_groups,
     roi_labels,
@@ -51,6 +52,7 @@ def page_context(page: Report, script: str, style: str) -> dict[str, Any]:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return {
         "title": page.title,
+        "fixed": fixed,
         "notes": list(page.notes),
         "script": Markup(script),
         "style": Markup(style),
@@ -58,7 +60,7 @@ def page_context(page: Report, script: str, style: str) -> dict[str, Any]:
         "saved": str(scores.attrs.get("created", ""))[:10],
         "facts": summary.what_was_run(scores, page.experiment),
         "backbones": summary.backbone_rows(scores),
-        "provenance": summary.provenance_rows(page.provenance),
+        "provenance": summary.provenance_rows(page.provenance, page.experiment),
         "citations": summary.citations(scores, page.experiment),
         **_numbers(scores, table),
         **_figures(scores, table),
@@ -78,6 +80,7 @@ def _numbers(scores: xr.Dataset, table: pd.DataFrame) -> dict[str, Any]:
         "noun": summary.plural(target_dim(scores["r"])),
         "normalized": "r_normalized" in table,
         "networks": len(layer_groups(scores)) > 1,
+        "joined": any(len(rows) > 1 for rows in layer_groups(scores).values()),
         "several_layers": scores.sizes["layer"] > 1,
         "band": _band(best),
         "ceiling_text": _ceiling_text(table),
@@ -104,7 +107,7 @@ def _figures(scores: xr.Dataset, table: pd.DataFrame) -> dict[str, Any]:
         **panels,
         "legend": [{"name": roi, "look": looks[roi]} for roi in shown],
         "coloured": 1 < len(looks) <= len(svg.PALETTE) + 1,
-        "many": exclusions(scores)["n_scored"] > plots.MAX_POINTS,
+        "many": int(_with_ceiling(scores, table).sum()) > plots.MAX_POINTS,
         "unassigned": labels is None or bool((labels == "").any()),
         "map": _brain(scores, table, looks) if brain.has_volume(scores) else None,
     }
@@ -174,7 +177,7 @@ def _matrix(scores: xr.Dataset, table: pd.DataFrame, best: pd.DataFrame) -> list
         for cell in cells:
             known = not np.isnan(cell["r"])
             cell["shade"] = round(100 * min(max(cell["r"] / top, 0), 1)) if known else 0
-            cell["best"] = known and (cell["roi"], layer) in winners
+            cell["best"] = known and cell["r"] > 0 and (cell["roi"], layer) in winners
             cell["fewer"] = cell["n_valid"] < full[cell["roi"]]
         rows.append({"name": names[str(layer)], "layer": layer, "cells": cells})
     return rows
@@ -209,17 +212,24 @@ def _ceiling(
     scores: xr.Dataset, table: pd.DataFrame, looks: Mapping[str, svg.Look]
 ) -> list[tuple[str, str, str]]:
     """Return r of the best layer against the ceiling, if there are both."""
-    index = best_overall(table)
-    if "ceiling" not in scores or index is None:
+    index, known = best_overall(table), _with_ceiling(scores, table)
+    if index is None or not known.any():
         return []
-    r, ceiling = target_means(scores).values[index], scores["ceiling"].values
-    known = ~np.isnan(r) & ~np.isnan(ceiling)
-    if not known.any():
-        return []
+    r, ceiling = target_means(scores).values[index][known], scores["ceiling"].values[known]
     labels = roi_labels(scores)
     labels = labels[known] if labels is not None else None
     name = summary.layer_name(scores, str(scores["layer"].values[index]))
-    return [(name, "", plots.draw_ceiling(ceiling[known], r[known], labels, looks))]
+    note = summary.count(int(known.sum()), target_dim(scores["r"]))
+    return [(name, note, plots.draw_ceiling(ceiling, r, labels, looks))]
+
+
+def _with_ceiling(scores: xr.Dataset, table: pd.DataFrame) -> np.ndarray:
+    """Return which targets have a ceiling and a score in the best layer, shape (n_targets,)."""
+    index = best_overall(table)
+    if "ceiling" not in scores or index is None:
+        return np.zeros(scores.sizes[target_dim(scores["r"])], bool)
+    unknown = np.isnan(target_means(scores).values[index]) | np.isnan(scores["ceiling"].values)
+    return np.asarray(~unknown)
 
 
 def _ceiling_text(table: pd.DataFrame) -> str:

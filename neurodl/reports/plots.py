@@ -10,7 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from neurodl.reports.svg import INK, PALETTE, RULE, Look, new_figure, roi_looks, styled
-from neurodl.reports.tables import ALL, layer_groups, short_layers, with_layers
+from neurodl.reports.tables import ALL, fixed, layer_groups, short_layers, with_layers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -227,7 +227,7 @@ def draw_histogram(
     axes.axvline(mean, color=INK, lw=1.2)
     side = "left" if mean < np.mean(limits) else "right"
     axes.annotate(
-        f"mean {mean:.2f}".replace("-", "\N{MINUS SIGN}"),
+        f"mean {fixed(mean, 2)}".replace("-", "\N{MINUS SIGN}"),
         (mean, 1),
         (4 if side == "left" else -4, -1),
         xycoords=("data", "axes fraction"),

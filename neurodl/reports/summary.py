@@ -17,6 +17,7 @@ from neurodl.reports.tables import (
     PER_LAYER,
     best_layers,
     exclusions,
+    fixed,
     layer_groups,
     short_layers,
     with_layers,
@@ -57,6 +58,7 @@ NOT_LISTED = {
     "bin_width",
     "backbone",
 }
+CITED = ("title", "authors", "citation", "reference", "licence", "terms", "doi", "url", "source")
 PACKAGES = ("neurodl", "torch", "timm", "numpy", "scipy", "xarray", "nilearn", "matplotlib")
 
 
@@ -70,9 +72,7 @@ def number(value: float, digits: int = 2) -> str:
     """
     if np.isnan(value):
         return "n/a"
-    # Half away from zero on the decimal digits that a reader sees in the tables.
-    text = f"{round(value + np.sign(value) * 1e-9, digits):.{digits}f}"
-    return text.replace("-", "\N{MINUS SIGN}")
+    return fixed(value, digits).replace("-", "\N{MINUS SIGN}")
 
 
 def plural(noun: str) -> str:
@@ -240,10 +240,22 @@ def _samples(scores: xr.Dataset, experiment: Experiment | None) -> str:
     n = scores.attrs.get("n_samples")
     if n is None:
         return ""
-    known = experiment is not None and experiment.responses is not None
-    noun = f" {SAMPLES[sample_dim(experiment.responses)]}" if known else ""  # type: ignore[union-attr, arg-type]
+    noun = _sample_noun(int(n), experiment)
     repeats = scores.attrs.get("n_repeats")
-    return f"{int(n):,}{noun}" + (f", {_plain(repeats)} repeats" if repeats is not None else "")
+    return f"{int(n):,}{f' {noun}' if noun else ''}" + (
+        f", {_plain(repeats)} repeats" if repeats is not None else ""
+    )
+
+
+def _sample_noun(n: int, experiment: Experiment | None) -> str:
+    """Return what the scored samples are, if the experiment has as many of them."""
+    if experiment is None or experiment.responses is None:
+        return ""
+    dim = sample_dim(experiment.responses)
+    if experiment.responses.sizes[dim] == n:
+        return SAMPLES[dim]
+    # Averaging over repeats leaves one sample per stimulus.
+    return "stimuli" if experiment.stimuli is not None and len(experiment.stimuli) == n else ""
 
 
 def _responses(attrs: Mapping[Any, Any]) -> str:
@@ -302,9 +314,9 @@ def backbone_rows(scores: xr.Dataset) -> list[dict[str, str]]:
 
 
 def provenance_rows(
-    provenance: Mapping[str, Any] | None,
+    provenance: Mapping[str, Any] | None, experiment: Experiment | None = None
 ) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Return sections of (term, text): what the caller recorded, then what made this page."""
+    """Return sections of (term, text): what the caller recorded, the data's card, versions."""
     sections: list[tuple[str, list[tuple[str, str]]]] = []
     flat: list[tuple[str, str]] = []
     for key, value in (provenance or {}).items():
@@ -312,6 +324,8 @@ def provenance_rows(
             sections.append((str(key), [(str(k), _plain(v)) for k, v in value.items()]))
         else:
             flat.append((str(key), _plain(value)))
+    if experiment is not None and experiment.card:
+        sections.append(("data card", [(k, _plain(v)) for k, v in experiment.card.items()]))
     here = [("python", platform.python_version())]
     for package in PACKAGES:
         try:
@@ -332,7 +346,7 @@ def citations(scores: xr.Dataset, experiment: Experiment | None) -> list[tuple[s
         )
     ]
     card = dict(experiment.card) if experiment is not None else {}
-    cited += [(f"data: {key}", _plain(value)) for key, value in card.items() if value]
+    cited += [(f"data: {key}", _plain(card[key])) for key in CITED if card.get(key)]
     for row in backbone_rows(scores):
         known = [row[key] for key in ("weights", "licence") if row.get(key)]
         if known:

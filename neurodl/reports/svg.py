@@ -33,8 +33,11 @@ MARKERS = {
     "h": "\u2b22",
     "o": "\u25cf",
 }
-# Stand-ins that to_svg replaces by the page's own colours, light or dark.
 INK, RULE = "#10203f", "#a0b0cf"
+# What the page writes instead, so that a figure follows it to light or dark.
+COLOURS = {INK: "currentColor", RULE: "var(--rule)"} | {
+    colour: f"var(--roi-{index})" for index, colour in enumerate(PALETTE)
+}
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "neurodl",
@@ -79,7 +82,7 @@ class Look:
     @property
     def css(self) -> str:
         """The colour as the page writes it."""
-        return css_colour(self.colour)
+        return COLOURS[self.colour]
 
     @property
     def sign(self) -> str:
@@ -104,11 +107,6 @@ def roi_looks(rois: Sequence[str]) -> dict[str, Look]:
     return looks
 
 
-def css_colour(colour: str) -> str:
-    """Return a colour as the page writes it: its own variant on a light and on a dark page."""
-    return "currentColor" if colour == INK else f"var(--roi-{PALETTE.index(colour)})"
-
-
 def styled(draw: Callable[P, Figure]) -> Callable[P, str]:
     """Run `draw` in the report's own style, whatever the user's rcParams, and return its SVG."""
 
@@ -125,25 +123,34 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, str]:
 def to_svg(figure: Figure) -> str:
     """Return a figure as an SVG element for the page: its ids are its own, its ink the page's."""
     buffer = io.StringIO()
-    figure.savefig(
-        buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    )
+    no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(buffer, format="svg", metadata=no_metadata)
     svg = buffer.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.S)
-    svg = svg.replace(INK, "currentColor").replace(RULE, "var(--rule)")
-    for colour in PALETTE:
-        svg = svg.replace(colour, css_colour(colour))
-    svg = re.sub(r"font: [^;\"]*?(\d+(?:\.\d+)?)px [^;\"]*", r"font-size: \1px", svg)
-    own = "f" + hashlib.sha256(svg.encode()).hexdigest()[:8]
-    svg = re.sub(r'\bid="', f'id="{own}-', svg)
-    svg = re.sub(r"url\(#", f"url(#{own}-", svg)
-    svg = re.sub(r'xlink:href="#', f'href="#{own}-', svg)
-    svg = re.sub(r' xmlns(:xlink)?="[^"]*"| version="1.1"', "", svg)
-    width = round(figure.get_figwidth() * 96)
-    return re.sub(
-        r'<svg width="[^"]*" height="[^"]*"|<svg', f'<svg style="max-width:{width}px"', svg, count=1
-    )
+    width = f'style="max-width:{round(figure.get_figwidth() * 96)}px"'
+    own = "f" + hashlib.sha256(svg.encode()).hexdigest()[:8] + "-"
+    # Tags alone are changed: what stands between them are names from files.
+    svg = re.sub(r"<[^>]*>", lambda tag: _adapted(tag[0], own), svg)
+    return svg.replace("<svg", f"<svg {width}", 1)
+
+
+def _adapted(tag: str, own: str) -> str:
+    """Return a tag with the page's colours and font, and ids that begin with `own`."""
+    if tag.startswith("<svg"):
+        tag = re.sub(r' (?:width|height|version|xmlns(?::\w+)?)="[^"]*"', "", tag)
+    for colour, ours in COLOURS.items():
+        tag = tag.replace(colour, ours)
+    tag = re.sub(r'font-family: [^;"]*;? ?', "", tag)
+    tag = re.sub(r'font: ([^;"]*?)(\d[\d.]*px)[^;"]*', _without_family, tag)
+    tag = re.sub(r'(\bid="|url\(#)', rf"\g<1>{own}", tag)
+    return re.sub(r'(?:xlink:)?href="#', f'href="#{own}', tag)
+
+
+def _without_family(font: re.Match[str]) -> str:
+    """Return what older matplotlib writes as one `font` property, without the family."""
+    italic = "font-style: italic; " if "italic" in font[1] else ""
+    return f"{italic}font-size: {font[2]}"
 
 
 def new_figure(width: float, height: float) -> tuple[Figure, Axes]:

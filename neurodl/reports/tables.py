@@ -34,6 +34,8 @@ def with_layers(scores: xr.Dataset) -> xr.Dataset:
         over_folds = [key for key in scores.data_vars if "fold" in scores[key].dims]
         widened = {key: scores[key].expand_dims(layer=[name], axis=0) for key in over_folds}
         scores = scores.assign(widened)
+    if not all(isinstance(name, str) for name in scores["layer"].values):
+        scores = scores.assign_coords(layer=[str(name) for name in scores["layer"].values])
     for key in PER_LAYER:
         if key in scores.coords and scores[key].dims != ("layer",):
             values = [str(scores[key].values)] * scores.sizes["layer"]
@@ -62,6 +64,17 @@ def nanmean(values: np.ndarray, axis: int) -> np.ndarray:
     total = np.where(valid, values, 0).sum(axis, dtype=float)
     means: np.ndarray = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
     return means
+
+
+def fixed(value: float, digits: int = 3) -> str:
+    """Return a number with this many decimals, never "-0.00"; an en dash for NaN.
+
+    Examples
+    --------
+    >>> fixed(0.12345), fixed(-0.0001, 2), fixed(float("nan"))
+    ('0.123', '0.00', '\u2013')
+    """
+    return "\N{EN DASH}" if np.isnan(value) else f"{round(float(value), digits) + 0.0:.{digits}f}"
 
 
 def target_means(scores: xr.Dataset, name: str = "r") -> xr.DataArray:

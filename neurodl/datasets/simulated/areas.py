@@ -17,6 +17,7 @@ N_ORIENTATIONS = 8
 LATTICE = 32  # places per side of the image at which V1 is evaluated
 N_MAPS = 64  # kinds of cells in each later area
 N_UNITS = 8  # receptive fields pooled by one voxel
+LUMINANCE = (0.2126, 0.7152, 0.0722)  # share of red, green and blue
 BATCH = 60
 
 
@@ -80,10 +81,8 @@ def complex_cells(images: np.ndarray) -> torch.Tensor:
     bank = _log_gabor(size + 2 * margin, size / (2 * FIELD_RADIUS))
     energies = torch.empty(len(images), len(bank), LATTICE, LATTICE)
     for start in range(0, len(images), BATCH):
-        batch = images[start : start + BATCH].astype(np.float32) @ np.float32(
-            [0.2126 / 255, 0.7152 / 255, 0.0722 / 255]
-        )
-        grey = torch.from_numpy(batch)[:, None]
+        batch = torch.from_numpy(images[start : start + BATCH]).float() / 255
+        grey = (batch @ torch.tensor(LUMINANCE))[:, None]
         grey = functional.pad(grey - grey.mean((-2, -1), keepdim=True), (margin,) * 4, "reflect")
         spectrum = torch.fft.fft2(grey[:, 0])
         for number, gain in enumerate(bank):
@@ -168,9 +167,7 @@ def _pool(
 ) -> np.ndarray:
     """Return voxels that each sum a few cells around their receptive field, standardised."""
     n_voxels, shape = voxels.sizes["voxel"], (voxels.sizes["voxel"], N_UNITS)
-    x, y, size = (
-        voxels[name].values[:, None] for name in ("field_x", "field_y", "field_size")
-    )
+    x, y, size = (voxels[name].values[:, None] for name in ("field_x", "field_y", "field_size"))
     scatter = rng.normal(0, 0.35, (2, *shape)) * size
     spread = size * rng.uniform(0.7, 1.2, shape)
     kind = _v1_kinds(x, y, rng) if area == "V1" else rng.integers(maps.shape[1], size=shape)

@@ -45,7 +45,9 @@ class Area:
 # the lower field above and the upper below. Field sizes grow from area to area, as measured by
 # Dumoulin & Wandell (2008), NeuroImage 39, and Kay et al. (2013), J Neurophysiol 110.
 AREAS: dict[str, tuple[Area, ...]] = {
-    "V1": (Area(((10, -98, -2), (10, -88, 2), (12, -78, 6), (14, -68, 8)), 200, "both", (0.5, 0.1)),),
+    "V1": (
+        Area(((10, -98, -2), (10, -88, 2), (12, -78, 6), (14, -68, 8)), 200, "both", (0.5, 0.1)),
+    ),
     "V2": (
         Area(((16, -97, 10), (12, -90, 20), (12, -80, 24)), 76, "lower", (0.7, 0.16)),
         Area(((18, -94, -12), (12, -84, -10), (12, -74, -6)), 76, "upper", (0.7, 0.16)),
@@ -170,7 +172,9 @@ def _receptive_fields(
     """
     if not area.size[0]:
         return {name: np.full(len(along), np.nan) for name in ("field_x", "field_y", "field_size")}
-    outwards, upwards = ((np.argsort(np.argsort(values)) + 0.5) / len(values) for values in (along, above))
+    outwards, upwards = (
+        (np.argsort(np.argsort(values)) + 0.5) / len(values) for values in (along, above)
+    )
     eccentricity = 0.8 * (np.exp(outwards * np.log(1 + 0.9 * FIELD_RADIUS / 0.8)) - 1)
     top, bottom = {"both": (80, -80), "upper": (85, 5), "lower": (-5, -85)}[area.field]
     angle = np.deg2rad(top + upwards * (bottom - top))

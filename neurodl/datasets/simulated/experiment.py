@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from neurodl.datasets.experiment import Experiment
@@ -20,8 +21,9 @@ from neurodl.stimuli import Stimuli
 
 TR = 2.0  # s
 UNITS = "% signal change"
-AMPLITUDE = 1.5  # % signal change: the mean response to an image of a voxel of gain 1
-TUNING = 0.6  # % signal change: its standard deviation over images
+# % signal change that an image would cause if it stayed, of a voxel of gain 1: the mean over images
+# and its standard deviation. The 2 s that it is shown give a peak of about a third.
+AMPLITUDE, TUNING = 3.5, 1.4
 SMALLEST_IMAGE = 64  # pixels
 
 
@@ -35,8 +37,9 @@ class Simulation:
         Stimuli, single-trial responses ``(presentation, voxel)``, events, and as its ceiling the
         true reliability of the responses averaged over repeats.
     truth : xarray.DataArray
-        Noiseless responses ``(stimulus, voxel)`` [% signal change], with the receptive fields
-        field_x, field_y and field_size [deg] as coords along voxel.
+        Noiseless responses ``(stimulus, voxel)`` [% signal change of a sustained response, the
+        scale of betas], with the receptive fields field_x, field_y and field_size [deg] as coords
+        along voxel.
     noise_sd : xarray.DataArray
         Standard deviation of the noise of a single trial, dim voxel [% signal change].
     seed : int
@@ -51,8 +54,17 @@ class Simulation:
     @property
     def reliability(self) -> xr.DataArray:
         """Reliability of the averaged responses in variance units, dim voxel."""
-        assert self.experiment.ceiling is not None
-        return self.experiment.ceiling
+        return cast(xr.DataArray, self.experiment.ceiling)
+
+    @property
+    def events(self) -> pd.DataFrame:
+        """When each image was shown: onset [s], duration [s], trial_type, stimulus and run."""
+        return cast(pd.DataFrame, self.experiment.events)
+
+    @property
+    def stimuli(self) -> Stimuli:
+        """The images."""
+        return cast(Stimuli, self.experiment.stimuli)
 
 
 def simulate(
@@ -61,11 +73,10 @@ def simulate(
     n_repeats: int = 3,
     n_runs: int = 8,
     image_size: int = 128,
-    reliability: tuple[float, float] = (0.15, 0.55),
+    reliability: tuple[float, float] = (0.1, 0.5),
     tr: float = TR,
     subject: int | str = 1,
     seed: int = 0,
-    card: Mapping[str, str] | None = None,
 ) -> Simulation:
     """Simulate an fMRI experiment: natural-statistics images, visual areas, a known ceiling.
 
@@ -93,8 +104,6 @@ def simulate(
         Another subject sees the same images in another order, with cells and noise of its own.
     seed : int
         The same seed gives the same experiment; another one gives other images too.
-    card : mapping of str to str, optional
-        Kept in the experiment.
 
     Returns
     -------
@@ -145,7 +154,6 @@ def simulate(
         ceiling=ceiling.drop_vars(["field_x", "field_y", "field_size"]).assign_attrs(
             method="truth", n_repeats=n_repeats
         ),
-        card=dict(card or {}),
         name="simulated",
     )
     return Simulation(experiment, truth, noise_sd, seed)

@@ -123,9 +123,7 @@ def _outlines(scene: str, radius: np.ndarray, rng: np.random.Generator) -> np.nd
     return np.asarray(np.stack([x, y], -1) * radius[:, None, None])
 
 
-def _occlude(
-    outlines: np.ndarray, centre: np.ndarray, angle: np.ndarray, side: int
-) -> np.ndarray:
+def _occlude(outlines: np.ndarray, centre: np.ndarray, angle: np.ndarray, side: int) -> np.ndarray:
     """Return which leaf is seen at each pixel, the last on top, shape (side, side)."""
     cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
     x = outlines[..., 0] * cos - outlines[..., 1] * sin + centre[:, :1]
@@ -142,7 +140,9 @@ def _light(rng: np.random.Generator) -> np.ndarray:
     """Return the direction that light comes from: above, x right and y down."""
     azimuth = rng.normal(-np.pi / 2, 0.6)
     height = rng.uniform(0.5, 1.1)
-    return np.array([np.cos(azimuth) * np.cos(height), np.sin(azimuth) * np.cos(height), np.sin(height)])
+    return np.array(
+        [np.cos(azimuth) * np.cos(height), np.sin(azimuth) * np.cos(height), np.sin(height)]
+    )
 
 
 def _local(
@@ -157,9 +157,7 @@ def _local(
     return np.stack([cos * x + sin * y, cos * y - sin * x])
 
 
-def _shading(
-    scene: str, place: np.ndarray, angle: np.ndarray, light: np.ndarray
-) -> np.ndarray:
+def _shading(scene: str, place: np.ndarray, angle: np.ndarray, light: np.ndarray) -> np.ndarray:
     """Return how bright the light makes each pixel of bulging leaves, shape (side, side)."""
     u, v = place
     bulge = {"pebbles": 1.0, "rocks": 0.35, "leaves": 0.6, "stems": 1.0}[scene]
@@ -179,7 +177,7 @@ def _shading(
 
 @lru_cache(maxsize=1)
 def _textures() -> np.ndarray:
-    """Return periodic 1 / f textures, some of them fibrous, shape (n, side, side), unit variance."""
+    """Return periodic 1 / f textures of variance 1, some fibrous, shape (n, side, side)."""
     rng = np.random.default_rng(derive_seed(0, "textures"))
     frequency = np.fft.fftfreq(TEXTURE_SIDE) * TEXTURE_SIDE
     fx, fy = frequency[None, : TEXTURE_SIDE // 2 + 1], frequency[:, None]
@@ -206,7 +204,7 @@ def _texture(
     zoom = np.sqrt(radius * TEXTURE_SIDE / 8).astype(np.float32)
     row, column = (start[:, leaf] + place[::-1] * zoom[leaf]).astype(np.int64) % TEXTURE_SIDE
     grain = _textures()[kind[leaf], row, column]
-    return np.exp(contrast[leaf] * grain)
+    return np.asarray(np.exp(contrast[leaf] * grain))
 
 
 def _shadow(leaf: np.ndarray, light: np.ndarray, side: int) -> np.ndarray:
@@ -252,4 +250,4 @@ def _develop(picture: np.ndarray, size: int) -> np.ndarray:
     binned = picture.reshape(size, SUPERSAMPLING, size, SUPERSAMPLING, 3).mean((1, 3))
     exposed = binned * (0.22 / np.median(binned))
     film = exposed / (1 + 0.6 * exposed)
-    return np.rint(255 * np.clip(film, 0, 1) ** (1 / 2.2)).astype(np.uint8)
+    return np.asarray(np.rint(255 * np.clip(film, 0, 1) ** (1 / 2.2)), np.uint8)

@@ -1,0 +1,70 @@
+"""neurodl: how well do deep networks explain the brain?
+
+Recordings and stimuli in, cross-validated predictivity and a report out. The names below are
+loaded when they are first used, so that ``import neurodl`` itself is immediate.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from neurodl.backbones import Backbone, ImageTransform, list_backbones, load_backbone
+    from neurodl.datasets import Experiment, list_datasets, load_dataset
+    from neurodl.errors import NeurodlError, NeurodlWarning
+    from neurodl.features import concatenate_features, event_design, extract_features
+    from neurodl.io.nifti import read_nifti, to_image
+    from neurodl.io.store import load, save
+    from neurodl.models import RidgeCV
+    from neurodl.reports import report
+    from neurodl.responses import (
+        average_repeats,
+        bin_spikes,
+        select,
+        single_trial_betas,
+        stack_repeats,
+        zscore_runs,
+    )
+    from neurodl.schema import check_features, check_responses, check_scores
+    from neurodl.scores import cross_validate, noise_ceiling
+    from neurodl.stimuli import Stimuli
+    from neurodl.study import load_study, run_study
+
+_HOMES = {
+    "neurodl.errors": ("NeurodlError", "NeurodlWarning"),
+    "neurodl.schema": ("check_features", "check_responses", "check_scores"),
+    "neurodl.io.nifti": ("read_nifti", "to_image"),
+    "neurodl.io.store": ("load", "save"),
+    "neurodl.stimuli": ("Stimuli",),
+    "neurodl.responses": (
+        "average_repeats", "bin_spikes", "select", "single_trial_betas", "stack_repeats",
+        "zscore_runs",
+    ),
+    "neurodl.datasets": ("Experiment", "list_datasets", "load_dataset"),
+    "neurodl.backbones": ("Backbone", "ImageTransform", "list_backbones", "load_backbone"),
+    "neurodl.features": ("concatenate_features", "event_design", "extract_features"),
+    "neurodl.models": ("RidgeCV",),
+    "neurodl.scores": ("cross_validate", "noise_ceiling"),
+    "neurodl.reports": ("report",),
+    "neurodl.study": ("load_study", "run_study"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted([*_HOME_OF, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its module when it is first used."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'neurodl' has no attribute {name!r}")
+    value = getattr(import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return list(__all__)

@@ -1,0 +1,14 @@
+"""Features: what a backbone, or a design of events, says of each stimulus or sample."""
+
+from neurodl.features.cache import cache_folder
+from neurodl.features.design import event_design
+from neurodl.features.extract import concatenate_features, extract_features
+from neurodl.features.pool import pool_output
+
+__all__ = [
+    "cache_folder",
+    "concatenate_features",
+    "event_design",
+    "extract_features",
+    "pool_output",
+]

@@ -1,0 +1,332 @@
+"""cross_validate: one verb for every encoding model, from features and responses to scores."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from sklearn.base import clone
+
+from neurodl import __version__
+from neurodl.errors import NeurodlWarning, PairingError, SchemaError, listed
+from neurodl.metrics import pearson_r, r2
+from neurodl.responses import average_repeats
+from neurodl.runtime import progress
+from neurodl.schema import (
+    check_features,
+    check_responses,
+    check_scores,
+    sample_dim,
+    sample_ids,
+    target_dim,
+)
+from neurodl.scores.ceiling import MIN_RELIABILITY, noise_ceiling
+from neurodl.scores.splits import make_splits
+
+LAYER_COORDS = ("backbone", "weights", "weights_sha256", "licence", "transform", "pool", "reduce")
+KEPT_ATTRS = ("units", "subject", "space", "affine", "shape", "tr", "bin_width")
+
+
+def cross_validate(
+    model: Any,
+    X: xr.DataArray | Mapping[str, xr.DataArray],
+    responses: xr.DataArray,
+    *,
+    cv: Any = 5,
+    groups: Any = None,
+    seed: int = 0,
+    ceiling: xr.DataArray | None = None,
+    unpaired: str = "error",
+    repeats_across_folds: bool = False,
+    keep_predictions: bool = False,
+) -> xr.Dataset:
+    """Return how well `model` predicts held-out responses from each layer's features.
+
+    A fresh copy of the model is fitted on the training rows of each fold and layer; the test
+    rows touch nothing that is fitted. Features and responses are paired by id. Repeats are
+    averaged, and their reliability becomes the ceiling.
+
+    Parameters
+    ----------
+    model : object with fit(X, y) and predict(X)
+        Of neurodl, scikit-learn or himalaya. If ``fit`` takes ``groups``, it is given those of
+        the training rows, so that inner folds keep them whole as well.
+    X : xarray.DataArray or mapping of layer to xarray.DataArray
+        Features; see `check_features`.
+    responses : xarray.DataArray
+        See `check_responses`. Targets with missing values, and targets that do not vary in some
+        training or test rows, are excluded and counted.
+    cv, groups, seed, repeats_across_folds
+        See `make_splits`.
+    ceiling : xarray.DataArray, optional
+        Published reliability in variance units, dims (target,); by default from repeats.
+    unpaired : {"error", "drop"}
+        What to do with responses that have no features.
+    keep_predictions : bool
+        Whether to keep ``predicted`` (layer, sample, target) and ``observed`` (sample, target),
+        NaN where a row was never tested.
+
+    Returns
+    -------
+    xarray.Dataset
+        See `check_scores`: r and r2 (layer, fold, target), alpha where the model has it, ceiling
+        (target) and r_normalized = r / sqrt(ceiling).
+
+    Raises
+    ------
+    PairingError
+        A response has no features; the ids are named.
+    SchemaError, ValueError
+        Features, responses or folds are not usable; the message says what to do.
+
+    Examples
+    --------
+    >>> from sklearn.linear_model import Ridge
+    >>> rng = np.random.default_rng(0)
+    >>> ids = [f"image{i}" for i in range(40)]
+    >>> values = rng.standard_normal((40, 4)).astype("float32")
+    >>> X = xr.DataArray(values, dims=("stimulus", "feature"), coords={"stimulus": ids})
+    >>> Y = xr.DataArray(values @ values[:4], dims=("stimulus", "unit"),
+    ...                  coords={"stimulus": ids}, attrs={"units": "a.u."})
+    >>> bool(cross_validate(Ridge(), X, Y, cv=4)["r"].mean() > 0.9)
+    True
+    """
+    layers = check_features(X)
+    check_responses(responses)
+    n_repeats = int(responses.sizes.get("repeat", 1))
+    if ceiling is None:
+        ceiling = _own_ceiling(responses)
+    if "repeat" in responses.dims:
+        responses = average_repeats(responses)
+    if responses.ndim != 2:
+        raise SchemaError(
+            f"cross_validate scores one value per sample and target, but the responses have dims "
+            f"{tuple(responses.dims)}. Select or average over the others first."
+        )
+    layers, responses = _paired(layers, responses, unpaired)
+    splits, labels, text = make_splits(
+        responses, cv, groups, seed, repeats_across_folds=repeats_across_folds
+    )
+    observed = np.ascontiguousarray(responses.values, dtype=np.float32)
+    reasons = _exclusions(observed, splits)
+    used = ~np.any(list(reasons.values()), 0)
+    if not used.any():
+        raise SchemaError(
+            "No target can be scored: all have missing values or do not vary in some fold."
+        )
+    fold_scores = _Fits(model, observed, used, splits, labels, keep_predictions)
+    results = [fold_scores.layer(array.values) for array in progress(layers.values(), label="fit", total=len(layers))]
+    fold_scores.warn()
+    scores = _dataset(results, layers, responses, splits, keep_predictions, observed)
+    if ceiling is not None:
+        scores = _with_ceiling(scores, ceiling)
+    scores.attrs |= {
+        "neurodl_version": __version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": " ".join(repr(model).split()),
+        "cv": text,
+        "groups": groups if isinstance(groups, str) else ("given" if groups is not None else "none"),
+        "seed": seed,
+        "n_folds": len(splits),
+        "n_samples": len(observed),
+        "n_targets": observed.shape[1],
+        "n_excluded": int((~used).sum()),
+        "n_repeats": n_repeats,
+        **{f"n_{reason}": int(mask.sum()) for reason, mask in reasons.items()},
+        **{key: responses.attrs[key] for key in KEPT_ATTRS if key in responses.attrs},
+    }
+    return check_scores(scores)
+
+
+def _own_ceiling(responses: xr.DataArray) -> xr.DataArray | None:
+    """Return the reliability of what is scored, where there are repeats to tell it from."""
+    if "repeat" in responses.dims and responses.ndim == 3:
+        return noise_ceiling(responses) if responses.sizes["repeat"] > 1 else None
+    if sample_dim(responses) == "presentation" and responses.ndim == 2:
+        if not pd.Index(responses["stimulus"].values).is_unique:
+            return noise_ceiling(responses, n_averaged="one")
+    return None
+
+
+def _paired(
+    layers: dict[str, xr.DataArray], responses: xr.DataArray, unpaired: str
+) -> tuple[dict[str, xr.DataArray], xr.DataArray]:
+    """Return features row by row as the responses are, looked up by id."""
+    if unpaired not in ("error", "drop"):
+        raise ValueError(f"`unpaired` must be 'error' or 'drop', but got {unpaired!r}.")
+    first = next(iter(layers.values()))
+    timed = sample_dim(first) == "time", sample_dim(responses) == "time"
+    if timed[0] != timed[1]:
+        raise PairingError(
+            f"Features have dim {first.dims[0]!r} but responses {responses.dims[0]!r}: bring the "
+            "features to the responses' samples first, or the responses to presentations "
+            "(single_trial_betas)."
+        )
+    wanted, there = _keys(responses), _keys(first)
+    rows = there.get_indexer(wanted)
+    missing = wanted[rows < 0].unique()
+    if len(missing) and (unpaired == "error" or (rows < 0).all()):
+        raise PairingError(
+            f"{len(missing)} ids of the responses have no features: {listed(missing)}. The "
+            f"features are called {listed(there, 3)}. Extract them, correct the ids, or say "
+            "unpaired='drop'."
+        )
+    responses = responses.isel({str(responses.dims[0]): rows >= 0})
+    rows = rows[rows >= 0]
+    return {name: array[rows] for name, array in layers.items()}, responses
+
+
+def _keys(array: xr.DataArray) -> pd.Index:
+    """Return one key per row: the stimulus, or run and time in milliseconds."""
+    ids = sample_ids(array)
+    if sample_dim(array) != "time":
+        return ids
+    runs = array["run"].values.astype(str) if "run" in array.coords else [""] * len(ids)
+    keys = [f"run {run!s} at {time:.3f} s" for run, time in zip(runs, ids, strict=True)]
+    return pd.Index(keys)
+
+
+def _exclusions(observed: np.ndarray, splits: list[Any]) -> dict[str, np.ndarray]:
+    """Return which targets cannot be scored, by reason."""
+    missing = np.isnan(observed).any(0)
+    constant = np.zeros_like(missing)
+    for rows in (part for split in splits for part in split):
+        part = observed[rows]
+        constant |= np.ptp(part, 0) <= 1e-6 * np.abs(part).max(0)
+    return {"missing": missing, "constant": constant & ~missing}
+
+
+class _Fits:
+    """The fits of one model to every fold, one layer after the other."""
+
+    def __init__(
+        self,
+        model: Any,
+        observed: np.ndarray,
+        used: np.ndarray,
+        splits: list[Any],
+        labels: np.ndarray | None,
+        keep_predictions: bool,
+    ) -> None:
+        self.model, self.used, self.splits, self.labels = model, used, splits, labels
+        self.observed = observed if used.all() else np.ascontiguousarray(observed[:, used])
+        self.takes_groups = "groups" in inspect.signature(model.fit).parameters
+        self.keep_predictions = keep_predictions
+        self.messages: Counter[str] = Counter()
+        self.n_fits = 0
+
+    def layer(self, features: np.ndarray) -> dict[str, np.ndarray]:
+        """Return r, r2, alpha (fold, target) and predictions (sample, target) of one layer."""
+        shape = (len(self.splits), len(self.used))
+        result = {name: np.full(shape, np.nan, np.float32) for name in ("r", "r2", "alpha")}
+        if self.keep_predictions:
+            n_rows = len(self.observed)
+            result["predicted"] = np.full((n_rows, len(self.used)), np.nan, np.float32)
+        for fold, (train, test) in enumerate(self.splits):
+            fitted = self._fit(features[train], train)
+            predicted = np.asarray(fitted.predict(features[test]), np.float32)
+            predicted = predicted.reshape(len(test), -1)
+            left, right = torch.from_numpy(predicted), torch.from_numpy(self.observed[test])
+            result["r"][fold, self.used] = pearson_r(left, right).numpy()
+            result["r2"][fold, self.used] = r2(left, right).numpy()
+            result["alpha"][fold, self.used] = _alpha(fitted)
+            if self.keep_predictions:
+                result["predicted"][np.ix_(test, np.flatnonzero(self.used))] = predicted
+        return result
+
+    def _fit(self, features: np.ndarray, train: np.ndarray) -> Any:
+        fresh = clone(self.model, safe=False)
+        extra = {}
+        if self.takes_groups and self.labels is not None:
+            extra["groups"] = self.labels[train]
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", NeurodlWarning)
+            fresh.fit(features, self.observed[train], **extra)
+        self.n_fits += 1
+        for warning in caught:
+            if issubclass(warning.category, NeurodlWarning):
+                self.messages[str(warning.message)] += 1
+            else:
+                warnings.warn_explicit(
+                    warning.message, warning.category, warning.filename, warning.lineno
+                )
+        return fresh
+
+    def warn(self) -> None:
+        """Say once what the fits warned of."""
+        if self.messages:
+            message, _ = self.messages.most_common(1)[0]
+            total = sum(self.messages.values())
+            warnings.warn(
+                f"{total} of {self.n_fits} fits warned; for instance: {message}",
+                NeurodlWarning,
+                stacklevel=3,
+            )
+
+
+def _alpha(fitted: Any) -> Any:
+    """Return the chosen penalties of a fitted model, where it has such."""
+    for name in ("alpha_", "best_alphas_"):
+        if hasattr(fitted, name):
+            return np.asarray(getattr(fitted, name), np.float32)
+    return np.nan
+
+
+def _dataset(
+    results: list[dict[str, np.ndarray]],
+    layers: dict[str, xr.DataArray],
+    responses: xr.DataArray,
+    splits: list[Any],
+    keep_predictions: bool,
+    observed: np.ndarray,
+) -> xr.Dataset:
+    target, samples = target_dim(responses), str(responses.dims[0])
+    names = [name for name in ("r", "r2", "alpha") if any(np.isfinite(x[name]).any() for x in results)]
+    names = list(dict.fromkeys(["r", "r2", *names]))
+    data: dict[str, Any] = {
+        name: (("layer", "fold", target), np.stack([result[name] for result in results]))
+        for name in names
+    }
+    coords: dict[str, Any] = {
+        str(name): array for name, array in responses.coords.items() if array.dims == (target,)
+    }
+    coords["layer"] = list(layers)
+    coords["fold"] = np.arange(len(splits))
+    coords["n_test"] = ("fold", [len(test) for _, test in splits])
+    for key in LAYER_COORDS:
+        values = [str(array.attrs.get(key, "")) for array in layers.values()]
+        if any(values):
+            coords[key] = ("layer", values)
+    coords["n_features"] = ("layer", [array.shape[1] for array in layers.values()])
+    if keep_predictions:
+        data["predicted"] = (("layer", samples, target), np.stack([x["predicted"] for x in results]))
+        data["observed"] = ((samples, target), observed)
+        coords |= {k: v for k, v in responses.coords.items() if v.dims == (samples,)}
+    return xr.Dataset(data, coords)
+
+
+def _with_ceiling(scores: xr.Dataset, ceiling: xr.DataArray) -> xr.Dataset:
+    """Add the ceiling and r over its root; a ceiling too small to divide by is counted."""
+    target = target_dim(scores["r"])
+    if ceiling.dims != (target,) or ceiling.sizes[target] != scores.sizes[target]:
+        raise SchemaError(
+            f"`ceiling` must have dims ({target!r},) and {scores.sizes[target]} values, but has "
+            f"{dict(ceiling.sizes)}."
+        )
+    reliability = np.asarray(ceiling.values, np.float32)
+    if np.nanmin(reliability) < 0 or np.nanmax(reliability) > 1:
+        raise SchemaError("`ceiling` is a reliability in variance units and must lie in [0, 1].")
+    usable = np.where(reliability >= MIN_RELIABILITY, reliability, np.nan)
+    scores["ceiling"] = (target, reliability)
+    scores["r_normalized"] = scores["r"] / np.sqrt(xr.DataArray(usable, dims=(target,)))
+    scores.attrs["n_ceiling_too_small"] = int((reliability < MIN_RELIABILITY).sum())
+    scores.attrs["ceiling_method"] = str(ceiling.attrs.get("method", "given"))
+    return scores
