@@ -16,3 +16,9 @@ def recordings() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the recordings are not at {folder}; set NEURODL_RECORDINGS to their folder")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the tests out of the user's cache."""
+    monkeypatch.setenv("NEURODL_CACHE", str(tmp_path_factory.mktemp("cache")))

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import nibabel as nib
 import numpy as np
+from nibabel.affines import apply_affine
 
 from neurodl.errors import FileFormatError, NeurodlWarning, SchemaError, listed
 from neurodl.io.volumes import DAMAGED, check_same_grid, image_name, open_image, read_masked
@@ -57,7 +57,7 @@ class Voxels:
     def coords(self) -> dict[str, tuple[str, np.ndarray]]:
         """Return the coords along dim voxel: i, j, k, x, y, z [mm] and, from an atlas, roi."""
         ijk = np.argwhere(self.mask)
-        xyz = nib.affines.apply_affine(self.affine, ijk)
+        xyz = apply_affine(self.affine, ijk)
         coords = {name: ("voxel", ijk[:, axis]) for axis, name in enumerate("ijk")}
         coords |= {name: ("voxel", xyz[:, axis]) for axis, name in enumerate("xyz")}
         return coords if self.roi is None else {**coords, "roi": ("voxel", self.roi)}

@@ -12,7 +12,10 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import apply_affine
+from nibabel.filebasedimages import ImageFileError
 from nibabel.openers import ImageOpener
+from nibabel.spatialimages import HeaderDataError
 from nibabel.volumeutils import apply_read_scaling
 
 from neurodl.errors import (
@@ -29,7 +32,7 @@ LONGEST_TR = 60.0  # s; a larger number in a header is in milliseconds, whatever
 UNITS_OF_TIME = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6, "unknown": 1.0}
 SPACES = ("unknown", "scanner", "aligned", "Talairach", "MNI152", "template")
 DAMAGED = (EOFError, OSError, zlib.error)
-NOT_NIFTI = (*DAMAGED, nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError)
+NOT_NIFTI = (*DAMAGED, ImageFileError, HeaderDataError)
 
 
 def open_image(source: Any) -> Any:
@@ -127,7 +130,7 @@ def check_same_grid(shape: Sequence[int], affine: np.ndarray, what: str, image: 
             f"{what} has shape {tuple(shape)}, but {name} has {tuple(image.shape[:3])}. {advice}"
         )
     corners = np.argwhere(np.ones((2, 2, 2))) * (np.array(shape) - 1)
-    places = [nib.affines.apply_affine(each, corners) for each in (affine, image.affine)]
+    places = [apply_affine(each, corners) for each in (affine, image.affine)]
     apart = np.linalg.norm(places[0] - places[1], axis=1).max()
     if not apart <= GRID_TOLERANCE:
         raise SchemaError(

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from neurodl.reports import brain, plots, summary, svg
+from neurodl.reports import brain, plots, provenance, summary, svg
 from neurodl.reports.tables import (
     ALL,
     BOOTSTRAP_LIMIT,
@@ -58,10 +58,10 @@ def page_context(page: Report, script: str, style: str) -> dict[str, Any]:
         "style": Markup(style),
         "script_hash": digest,
         "saved": str(scores.attrs.get("created", ""))[:10],
-        "facts": summary.what_was_run(scores, page.experiment),
-        "backbones": summary.backbone_rows(scores),
-        "provenance": summary.provenance_rows(page.provenance, page.experiment),
-        "citations": summary.citations(scores, page.experiment),
+        "facts": provenance.what_was_run(scores, page.experiment),
+        "backbones": provenance.backbone_rows(scores),
+        "provenance": provenance.provenance_rows(page.provenance, page.experiment),
+        "citations": provenance.citations(scores, page.experiment),
         **_numbers(scores, table),
         **_figures(scores, table),
     }

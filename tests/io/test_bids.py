@@ -50,7 +50,7 @@ def bold(seed):
 
 @pytest.fixture
 def raw(tmp_path):
-    """A raw dataset: sub-01 with two runs of task-objects, and one of another task."""
+    """Make a raw dataset: sub-01 with two runs of task-objects, and one of another task."""
     root = tmp_path / "ds[1]"  # brackets mean something to glob
     func = root / "sub-01" / "func"
     for number, run in enumerate(("10", "2")):

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import xarray as xr
 
-from neurodl.datasets.experiment import Experiment
 from neurodl.reports import summary
 from neurodl.reports.tables import roi_table
-from neurodl.stimuli import Stimuli
 
 
 def say(scores: xr.Dataset) -> str:
@@ -89,65 +86,3 @@ def test_numbers_have_a_real_minus_and_no_negative_zero_digits():
     assert summary.number(float("nan")) == "n/a"
     assert summary.number(61.6, 0) == "62"
     assert summary.count(2, "vertex") == "2 vertices"
-
-
-def test_what_was_run_counts_stimuli_and_exclusions(make_scores):
-    ids = [f"image{n}" for n in range(4)]
-    responses = xr.DataArray(
-        np.zeros((4, 2), "float32"),
-        dims=("stimulus", "unit"),
-        coords={"stimulus": ids},
-        attrs={"units": "spikes / s"},
-    )
-    stimuli = Stimuli.from_arrays(np.zeros((4, 8, 8, 3), np.uint8), ids)
-    experiment = Experiment(
-        stimuli, responses, name="mine", card={"licence": "CC0", "modality": "spikes"}
-    )
-    scores = make_scores(90, n_excluded=6)
-    facts = dict(summary.what_was_run(scores, experiment))
-    assert facts["Stimuli"] == "4 images"
-    assert facts["Samples"] == "1,200"
-    fewer = summary.what_was_run(scores.assign_attrs(n_samples=4, n_repeats=3), experiment)
-    assert dict(fewer)["Samples"] == "4 stimuli, 3 repeats"
-    expected = "90 voxels: 84 scored, 6 excluded (4 constant, 2 with missing values)"
-    assert facts["Targets"].startswith(expected)
-    assert facts["Cross-validation"] == "5 folds by run; 240 test samples each"
-    assert facts["Seed"] == "0"
-    assert facts["Device"] == "cpu (2 threads)"
-    cited = summary.citations(scores, experiment)
-    assert ("data: licence", "CC0") in cited
-    assert "data: modality" not in dict(cited)
-    card = dict(summary.provenance_rows(None, experiment))["data card"]
-    assert ("modality", "spikes") in card
-
-
-def test_attrs_that_the_report_does_not_know_are_shown(make_scores):
-    scores = make_scores(20).assign_attrs(smoothing=4.5, contrast=[1.0, -1.0])
-    facts = dict(summary.what_was_run(scores, None))
-    assert (facts["smoothing"], facts["contrast"]) == ("4.5", "1, -1")
-    assert "affine" not in facts
-
-
-@pytest.mark.parametrize(("sizes", "text"), [([10, 10], "10"), ([9, 10], "9 to 10")])
-def test_test_set_sizes(make_scores, sizes, text):
-    scores = make_scores(20, n_folds=2).assign_coords(n_test=("fold", sizes))
-    facts = dict(summary.what_was_run(scores, None))
-    assert facts["Cross-validation"] == f"2 folds by run; {text} test samples each"
-
-
-def test_networks_are_listed_with_what_their_layers_share(make_scores):
-    rows = summary.backbone_rows(make_scores(20))
-    assert [row["name"] for row in rows][-1] == "gabor"
-    assert rows[0]["layers"] == "4"
-    assert rows[0]["weights"] == "resnet50.a1_in1k (published)"
-    assert rows[-1]["weights"] == "none (fixed filters)"
-    one = summary.backbone_rows(make_scores(20).isel(layer=0))
-    assert one[0]["transform"] == "resize 256, crop 224, bicubic"
-
-
-def test_provenance_keeps_sections_and_adds_versions():
-    given = {"study": "study.toml", "hashes": {"responses": "ab12"}}
-    sections = dict(summary.provenance_rows(given))
-    assert sections["run"] == [("study", "study.toml")]
-    assert sections["hashes"] == [("responses", "ab12")]
-    assert "numpy" in dict(sections["versions that made this page"])

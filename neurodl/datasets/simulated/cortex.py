@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import nibabel as nib
@@ -131,6 +132,7 @@ def brain(kind: str = "mask") -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(image.dataobj), np.asarray(image.affine)
 
 
+@lru_cache(maxsize=1)
 def _grey_matter() -> tuple[np.ndarray, np.ndarray]:
     """Return where the template is mostly grey matter, within the brain, and its affine."""
     from nilearn.datasets import load_mni152_gm_template
@@ -138,7 +140,9 @@ def _grey_matter() -> tuple[np.ndarray, np.ndarray]:
     image = load_mni152_gm_template(resolution=RESOLUTION)
     grey = np.asarray(image.dataobj, np.float32)
     inside, affine = brain("mask")
-    return (grey > 0.45 * grey.max()) & (inside > 0), affine
+    matter = (grey > 0.45 * grey.max()) & (inside > 0)
+    matter.flags.writeable = False
+    return matter, affine
 
 
 def _nearest(
