@@ -16,6 +16,7 @@ import torch
 
 from neurodl.metrics import pearson_r, r2
 
+N_FEATURES_BLOCK = 4096
 SCORERS = {"r2": r2, "r": pearson_r}
 
 
@@ -35,13 +36,17 @@ class Spectrum(NamedTuple):
 
 
 def gram(X: torch.Tensor) -> torch.Tensor:
-    """Return the linear kernel of the rows of `X` in float64, shape (n_samples, n_samples).
+    """Return the linear kernel of the centred rows of `X` in float64, shape (n_samples, n_samples).
 
-    The rows are centred first: without it float32 products lose the small differences
-    between rows to the large common mean.
+    Summed in float64, a block of features at a time: small penalties divide by the smallest
+    eigenvalues, and float32 sums would already have lost those.
     """
-    centred = X - X.mean(0)
-    return (centred @ centred.T).double()
+    kernel = torch.zeros(len(X), len(X), dtype=torch.float64, device=X.device)
+    for block in X.split(N_FEATURES_BLOCK, dim=1):
+        centred = block.double()
+        centred = centred - centred.mean(0)
+        kernel.addmm_(centred, centred.T)
+    return kernel
 
 
 def dual_spectrum(
@@ -60,6 +65,17 @@ def dual_spectrum(
         outer = outer - outer.mean(1, keepdim=True) - column_mean + grand_mean
         test_basis = (outer @ vectors).to(dtype)
     return Spectrum(eigenvalues.clamp_min(0), basis, test_basis, basis)
+
+
+def with_primal_weights(spectrum: Spectrum, X: torch.Tensor) -> Spectrum:
+    """Return a dual spectrum of all rows `X` whose coefficients are those of the features.
+
+    The sum over samples is done once, in float64, before dividing by small eigenvalues; dual
+    coefficients would divide first and leave the cancellation to every prediction.
+    """
+    centred = X.double() - X.double().mean(0)
+    weight_basis = (centred.T @ spectrum.weight_basis.double()).to(X.dtype)
+    return spectrum._replace(weight_basis=weight_basis)
 
 
 def primal_spectrum(

@@ -23,10 +23,14 @@ from neurodl.models._solvers import (
     dual_spectrum,
     gram,
     primal_spectrum,
+    with_primal_weights,
 )
 from neurodl.runtime import resolve_device
 
 N_TARGETS_BATCH = 2048
+# Up to this many features per sample, weights of features are kept: they are more exact than
+# weights of samples, and still no larger than a few times the targets.
+MAX_FEATURES_PER_SAMPLE = 4
 
 
 class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
@@ -123,10 +127,11 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         )
         self._check_parameters()
         device = resolve_device(self.device)
-        rows = torch.as_tensor(X, device=device)
+        rows = torch.as_tensor(np.require(X, requirements="W"), device=device)
         self.X_offset_, self.X_scale_ = self._scaling(rows)
         rows = (rows - self.X_offset_) / self.X_scale_
-        targets = torch.as_tensor(np.asarray(y, X.dtype).reshape(len(X), -1), device=device)
+        targets = np.require(y, X.dtype, requirements="W").reshape(len(X), -1)
+        targets = torch.as_tensor(targets, device=device)
         self._single_target = np.ndim(y) == 1
         grid = self._grid(rows)
         splits = self._splits(X, groups) if len(grid) > 1 else []
@@ -136,6 +141,9 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
             for train, test in ((_index(a, device), _index(b, device)) for a, b in splits)
         ]
         whole = spectrum_of(torch.arange(len(rows), device=device), None)
+        self._is_dual = rows.shape[1] > MAX_FEATURES_PER_SAMPLE * len(rows)
+        if len(rows) <= rows.shape[1] and not self._is_dual:
+            whole = with_primal_weights(whole, rows)
         chosen, scores, weights = [], [], []
         for part in targets.split(N_TARGETS_BATCH, dim=1):
             index, score = self._choose(inner, part, grid)
@@ -227,7 +235,7 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
     ) -> None:
         """Store what was learned; keep the training rows only where the solution is dual."""
         self._weights = weights
-        self._dual_rows = rows if len(rows) <= rows.shape[1] else None
+        self._dual_rows = rows if self._is_dual else None
         self._intercept = targets.mean(0)
         self.intercept_ = self._intercept.cpu().numpy()
         self.alpha_ = grid[chosen].cpu().numpy()
@@ -258,7 +266,8 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         """
         check_is_fitted(self)
         X = validate_data(self, X, dtype=(np.float64, np.float32), reset=False)
-        rows = torch.as_tensor(X, device=self._weights.device, dtype=self._weights.dtype)
+        rows = torch.as_tensor(np.require(X, requirements="W"))
+        rows = rows.to(self._weights.device, self._weights.dtype)
         rows = (rows - self.X_offset_) / self.X_scale_
         if self._dual_rows is not None:
             rows = rows @ self._dual_rows.T

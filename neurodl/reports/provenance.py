@@ -7,18 +7,19 @@ import platform
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import xarray as xr
 
 from neurodl.reports.brain import in_mni
-from neurodl.reports.summary import count, excluded_text
+from neurodl.reports.summary import by_groups, count, excluded_text
 from neurodl.reports.tables import PER_LAYER, exclusions, layer_groups, with_layers
-from neurodl.schema import target_dim
+from neurodl.schema import sample_dim, target_dim
 
 if TYPE_CHECKING:
     from neurodl.datasets.experiment import Experiment
 
 SAMPLES = {"stimulus": "stimuli", "presentation": "presentations", "time": "time points"}
-# Said elsewhere in the report, or of use to programs only.
+# Said in the report's own words, or of use to programs only.
 NOT_LISTED = {
     "affine",
     "shape",
@@ -26,6 +27,7 @@ NOT_LISTED = {
     "n_excluded",
     "n_constant",
     "n_missing",
+    "n_ceiling_too_small",
     "experiment",
     "layer",
     "subject",
@@ -99,7 +101,7 @@ def _samples(scores: xr.Dataset, experiment: Experiment | None) -> str:
     noun = _sample_noun(int(n), experiment)
     repeats = scores.attrs.get("n_repeats")
     text = f"{int(n):,} {noun}".strip()
-    return text if repeats is None else f"{text}, {_plain(repeats)} repeats"
+    return text if repeats in (None, 1) else f"{text}, {_plain(repeats)} repeats"
 
 
 def _sample_noun(n: int, experiment: Experiment | None) -> str:
@@ -126,8 +128,9 @@ def _responses(attrs: Mapping[Any, Any]) -> str:
 def _folds(scores: xr.Dataset) -> str:
     cv = str(scores.attrs.get("cv", ""))
     text = by_groups(scores)
-    if cv and cv != count(scores.sizes["fold"], "fold"):
-        text += f" ({cv})"
+    if cv and not text.startswith(cv):
+        # A text that speaks of folds says it all; a splitter's name needs their number.
+        text = cv if "fold" in cv else f"{text} ({cv})"
     if "n_test" in scores.coords:
         sizes = np.unique(scores["n_test"].values).astype(int)
         shown = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"

@@ -55,7 +55,9 @@ def by_groups(scores: xr.Dataset) -> str:
     """Return "5 folds by run", or "5 folds"."""
     folds = count(scores.sizes["fold"], "fold")
     groups = str(scores.attrs.get("groups", ""))
-    return folds if groups.lower() in ("", "none") else f"{folds} by {groups}"
+    if groups.lower() in ("", "none"):
+        return folds
+    return f"{folds} by {'given groups' if groups == 'given' else groups}"
 
 
 def layer_name(scores: xr.Dataset, layer: str) -> str:

@@ -331,7 +331,7 @@ def exclusions(scores: xr.Dataset) -> dict[str, int]:
     dict
         n_targets, n_scored, n_excluded (no score in any layer and fold), n_partial (a score in
         some folds only), n_without_ceiling (scored, but without r_normalized); n_constant and
-        n_missing where the scores' attrs account for exactly these excluded targets.
+        n_missing, which may overlap, where the scores' attrs speak of as many excluded targets.
     """
     scores = with_layers(scores)
     dim = target_dim(scores["r"])
@@ -346,7 +346,8 @@ def exclusions(scores: xr.Dataset) -> dict[str, int]:
     if "r_normalized" in scores:
         without = np.isnan(scores["r_normalized"].transpose("layer", "fold", dim).values)
         counts["n_without_ceiling"] = int((without.all((0, 1)) & ~excluded).sum())
-    reasons = {k: int(scores.attrs[k]) for k in ("n_constant", "n_missing") if k in scores.attrs}
-    if reasons and sum(reasons.values()) == counts["n_excluded"]:
-        counts |= reasons
+    # Reasons belong to these targets only while none were selected or masked since.
+    if scores.attrs.get("n_excluded") == counts["n_excluded"]:
+        known = [key for key in ("n_constant", "n_missing") if key in scores.attrs]
+        counts |= {key: int(scores.attrs[key]) for key in known}
     return counts

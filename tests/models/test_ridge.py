@@ -46,10 +46,10 @@ def brute_force(X, Y, splits, scoring):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("scoring", ["r2", "r"])
-@pytest.mark.parametrize(("n_samples", "n_features"), [(120, 30), (80, 300), (60, 60)])
+@pytest.mark.parametrize(("n_samples", "n_features"), [(120, 30), (80, 300), (40, 300), (60, 60)])
 @pytest.mark.filterwarnings("ignore::neurodl.errors.NeurodlWarning")
 def test_equals_brute_force(n_samples, n_features, scoring, dtype):
-    X, Y = simulate(n_samples, n_features)
+    X, Y = (values.astype(dtype).astype("f8") for values in simulate(n_samples, n_features))
     cv = KFold(4)
     model = RidgeCV(ALPHAS, cv=cv, scoring=scoring, standardize=False, device="cpu")
     model.fit(X.astype(dtype), Y.astype(dtype))
@@ -63,13 +63,17 @@ def test_equals_brute_force(n_samples, n_features, scoring, dtype):
 
     tolerance = 2e-4 if dtype == np.float32 else 1e-8
     predicted = model.predict(X.astype(dtype))
-    for target, alpha in enumerate(model.alpha_):
-        oracle = Ridge(alpha=alpha).fit(X, Y[:, target])
-        scale = Y[:, target].std()
+    for alpha in np.unique(model.alpha_):
+        chose = model.alpha_ == alpha
+        oracle = Ridge(alpha=alpha).fit(X, Y[:, chose])
+        scale = Y[:, chose].std(0)
         np.testing.assert_allclose(
-            predicted[:, target] / scale, oracle.predict(X) / scale, atol=tolerance
+            predicted[:, chose] / scale,
+            oracle.predict(X).reshape(len(X), -1) / scale,
+            atol=tolerance,
         )
-        np.testing.assert_allclose(model.coef_[target], oracle.coef_, atol=20 * tolerance)
+        coef = oracle.coef_.reshape(-1, n_features)
+        np.testing.assert_allclose(model.coef_[chose], coef, atol=20 * tolerance)
 
 
 @pytest.mark.filterwarnings("ignore::neurodl.errors.NeurodlWarning")
@@ -78,10 +82,12 @@ def test_held_out_r_in_float32_is_exact_to_1e5():
     train, test = np.arange(240), np.arange(240, 300)
     model = RidgeCV(ALPHAS, standardize=False, device="cpu")
     predicted = model.fit(X[train].astype("f4"), Y[train].astype("f4")).predict(X[test].astype("f4"))
-    for target, alpha in enumerate(model.alpha_):
-        oracle = Ridge(alpha=alpha).fit(X[train], Y[train, target]).predict(X[test])
-        r = np.corrcoef(oracle, Y[test, target])[0, 1]
-        assert abs(np.corrcoef(predicted[:, target], Y[test, target])[0, 1] - r) < 1e-5
+    for alpha in np.unique(model.alpha_):
+        targets = np.flatnonzero(model.alpha_ == alpha)
+        oracle = Ridge(alpha=alpha).fit(X[train], Y[train][:, targets]).predict(X[test])
+        for column, target in enumerate(targets):
+            r = np.corrcoef(oracle.reshape(len(test), -1)[:, column], Y[test, target])[0, 1]
+            assert abs(np.corrcoef(predicted[:, target], Y[test, target])[0, 1] - r) < 1e-5
 
 
 def test_groups_stay_whole_in_inner_folds():
@@ -98,7 +104,7 @@ def test_groups_stay_whole_in_inner_folds():
 def test_nearly_constant_features_cannot_blow_up_a_test_row():
     rng = np.random.default_rng(0)
     X = rng.standard_normal((200, 30)).astype("f4")
-    Y = (X @ rng.standard_normal((30, 4))).astype("f4")
+    Y = (X @ rng.standard_normal((30, 4)) + rng.standard_normal((200, 4))).astype("f4")
     X = np.column_stack([X, np.zeros(200, "f4")])
     X[3, -1] = 1e-4  # a unit that almost never answers, in training ...
     X[-1, -1] = 3.0  # ... and answers once, in a test row
@@ -106,9 +112,9 @@ def test_nearly_constant_features_cannot_blow_up_a_test_row():
     model = RidgeCV(device="cpu").fit(X[train], Y[train])
     assert model.n_floored_ == 1
     r = np.corrcoef(model.predict(X[test])[:, 0], Y[test][:, 0])[0, 1]
-    assert r > 0.99
+    assert r > 0.95
     z = (X - X[train].mean(0)) / (X[train].std(0) + 1e-8)
-    naive = Ridge(alpha=1e-3).fit(z[train], Y[train]).predict(z[test])
+    naive = Ridge(alpha=1.0).fit(z[train], Y[train]).predict(z[test])
     assert np.corrcoef(naive[:, 0], Y[test][:, 0])[0, 1] < 0.9
 
 

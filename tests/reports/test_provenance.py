@@ -75,12 +75,27 @@ def test_provenance_keeps_sections_and_adds_versions():
 
 def test_folds_units_and_times_read_as_text(make_scores):
     scores = make_scores(20).assign_attrs(
-        cv="GroupKFold(5)", bin_width=0.05, groups="none", created="2026-01-02T03:04:05+00:00"
+        cv="ShuffleSplit(5)", bin_width=0.05, groups="none", created="2026-01-02T03:04:05+00:00"
     )
     facts = dict(provenance.what_was_run(scores, None))
-    assert facts["Cross-validation"] == "5 folds (GroupKFold(5)); 240 test samples each"
+    assert facts["Cross-validation"] == "5 folds (ShuffleSplit(5)); 240 test samples each"
     assert facts["Responses"] == "z-scored BOLD, TR 2 s, bins of 0.05 s, MNI152NLin2009cAsym"
     assert facts["Computed"] == "2026-01-02 03:04, neurodl 0.1.0"
+
+
+@pytest.mark.parametrize(
+    ("cv", "groups", "expected"),
+    [
+        ("5 folds", "run", "5 folds by run"),
+        ("5 shuffled folds", "none", "5 shuffled folds"),
+        ("5 folds, one group each, by run", "run", "5 folds, one group each, by run"),
+        ("LeaveOneOut()", "none", "5 folds (LeaveOneOut())"),
+        ("5 folds", "given", "5 folds by given groups"),
+    ],
+)
+def test_the_folds_are_said_once(make_scores, cv, groups, expected):
+    scores = make_scores(20).assign_attrs(cv=cv, groups=groups).drop_vars("n_test")
+    assert dict(provenance.what_was_run(scores, None))["Cross-validation"] == expected
 
 
 def test_long_lists_are_cut(make_scores):

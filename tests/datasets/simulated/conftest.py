@@ -9,5 +9,5 @@ from neurodl.datasets.simulated import Simulation, simulate
 
 @pytest.fixture(scope="session")
 def simulation() -> Simulation:
-    """A smaller experiment than the default."""
+    """Return a smaller experiment than the default."""
     return simulate(n_images=150, n_repeats=3, n_runs=5, image_size=96, seed=3)

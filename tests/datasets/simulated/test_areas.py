@@ -12,6 +12,12 @@ from neurodl.datasets.simulated.areas import noiseless_responses as respond
 from neurodl.datasets.simulated.cortex import area_voxels
 
 
+def pixels_of(simulation: Simulation) -> np.ndarray:
+    """Return the images, shape (n_images, size, size, 3)."""
+    stimuli = simulation.stimuli
+    return np.stack([stimuli[row].permute(1, 2, 0).numpy() for row in range(len(stimuli))])
+
+
 def grating(degrees: float, cycles: float, phase: float, size: int = 96) -> np.ndarray:
     """Return a grey grating whose luminance varies along `degrees`, x right and y down."""
     x = np.arange(size) / size
@@ -66,7 +72,7 @@ def held_out_r(features: np.ndarray, truth: np.ndarray, alpha: float = 1e4) -> n
 
 def test_gabor_energy_predicts_v1_far_better_than_later_areas(simulation: Simulation) -> None:
     """V1 is oriented energy; V4 and LOC are combinations that no weighted sum of it makes."""
-    images = np.stack([image.permute(1, 2, 0).numpy() for image in simulation.stimuli])
+    images = pixels_of(simulation)
     seeing = simulation.truth["roi"].values != "noise"
     truth = simulation.truth.values[:, seeing].astype(float)
     r = held_out_r(gabor_energy(images), truth)
@@ -100,7 +106,7 @@ def test_voxels_respond_where_their_field_is() -> None:
 
 def test_responses_are_standardised_and_noise_voxels_are_silent(simulation: Simulation) -> None:
     """Mean 0 and variance 1 over images, except where there is no receptive field."""
-    images = np.stack([image.permute(1, 2, 0).numpy() for image in simulation.stimuli])[:40]
+    images = pixels_of(simulation)[:40]
     voxels = area_voxels()
     truth = respond(images, voxels, seed=1)
     silent = voxels["roi"].values == "noise"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -28,19 +29,19 @@ from neurodl.stimuli import Stimuli
 
 @pytest.fixture(scope="module")
 def scanned(simulation: Simulation, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The experiment as a folder."""
+    """Return the experiment as a folder."""
     return write_simulated(tmp_path_factory.mktemp("scan") / "simulated", simulation)
 
 
 @pytest.fixture(scope="module")
 def designs(simulation: Simulation) -> dict[str, RunDesign]:
-    """The regressors of its runs."""
+    """Return the regressors of its runs."""
     return run_designs(simulation.events, simulation.truth.indexes["stimulus"], 2.0)
 
 
 @pytest.fixture(scope="module")
 def tiny() -> Simulation:
-    """An experiment that is quickly written."""
+    """Return an experiment that is quickly written."""
     return simulate(n_images=6, n_repeats=1, n_runs=1, image_size=64)
 
 
@@ -231,10 +232,10 @@ def test_options_and_a_simulation_exclude_each_other(tiny: Simulation, tmp_path:
 
 def test_same_seed_same_scan(tiny: Simulation, tmp_path: Path) -> None:
     """Volumes come back number by number; another subject's files are named after it."""
-    options = {"n_images": 6, "n_repeats": 1, "n_runs": 1, "image_size": 64}
+    options: dict[str, Any] = {"n_images": 6, "n_repeats": 1, "n_runs": 1, "image_size": 64}
     one = write_simulated(tmp_path / "one", tiny)
     two = write_simulated(tmp_path / "two", **options)
-    volumes = [np.asarray(nib.load(bold_files(folder)[0]).dataobj) for folder in (one, two)]
-    np.testing.assert_array_equal(*volumes)
+    first, second = (nib.load(bold_files(folder)[0]) for folder in (one, two))
+    np.testing.assert_array_equal(first.dataobj, second.dataobj)
     three = write_simulated(tmp_path / "three", **options, subject=3)
     assert (three / "sub-03" / "func" / "sub-03_task-images_run-1_bold.nii.gz").is_file()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from nilearn.datasets import (
-    fetch_coords_dosenbach_2010,
+    fetch_coords_seitzman_2018,
     load_mni152_brain_mask,
     load_mni152_gm_template,
 )
@@ -18,7 +18,7 @@ from neurodl.errors import UnknownNameError
 
 @pytest.fixture(scope="module")
 def voxels() -> xr.Dataset:
-    """The voxels of all areas."""
+    """Return the voxels of all areas."""
     return area_voxels()
 
 
@@ -49,20 +49,22 @@ def test_areas_are_bilateral(voxels: xr.Dataset) -> None:
         assert (x < 0).sum() == (x > 0).sum() == sum(area.n_voxels for area in patches) / 2
 
 
-def test_areas_lie_in_the_lobes_they_should(voxels: xr.Dataset) -> None:
-    """The nearest published region (Dosenbach et al. 2010) of early visual voxels is occipital."""
-    published = fetch_coords_dosenbach_2010()
+def test_areas_lie_in_the_visual_network(voxels: xr.Dataset) -> None:
+    """By the nearest of 300 published regions (Seitzman et al. 2020), which also knows the side."""
+    published = fetch_coords_seitzman_2018()
     places = published["rois"][["x", "y", "z"]].to_numpy(float)
-    occipital = np.array(["occipital" in str(label) for label in published["labels"]])
-    share = {}
-    for roi in AREAS:
-        here = of_area(voxels, roi)
-        xyz = np.stack([here[name].values for name in "xyz"], 1)
-        nearest = np.linalg.norm(xyz[:, None] - places, axis=2).argmin(1)
-        share[roi] = occipital[nearest].mean()
-    assert share["V1"] > 0.9
-    assert share["V2"] > 0.7
+    xyz = np.stack([voxels[name].values for name in "xyz"], 1)
+    nearest = np.linalg.norm(xyz[:, None] - places, axis=2).argmin(1)
+    visual = (np.asarray(published["networks"], str) == "Visual")[nearest]
+    share = {roi: visual[voxels["roi"].values == roi].mean() for roi in AREAS}
+    assert share["V1"] == 1
+    assert share["V2"] > 0.95
+    assert share["V4"] > 0.95
+    assert share["LOC"] > 0.5
     assert share["noise"] == 0
+    region = np.asarray(published["regions"], str)[nearest]
+    v1 = voxels["roi"].values == "V1"
+    assert (region[v1] == np.where(xyz[v1, 0] < 0, "cortexL", "cortexR")).all()
 
 
 def test_ventral_to_dorsal_and_medial_to_lateral_order(voxels: xr.Dataset) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from neurodl.datasets.simulated.experiment import subject_label
 from neurodl.responses import average_repeats, stack_repeats
 from neurodl.schema import check_responses
 
-SMALL = {"n_images": 12, "n_repeats": 2, "n_runs": 3, "image_size": 64}
+SMALL: dict[str, Any] = {"n_images": 12, "n_repeats": 2, "n_runs": 3, "image_size": 64}
 
 
 def squared_r(truth: np.ndarray, measured: np.ndarray) -> np.ndarray:
@@ -24,6 +26,7 @@ def test_same_seed_same_experiment() -> None:
     """Images, schedule, truth and noise come back bit by bit; another seed changes them all."""
     one, same, other = (simulate(**SMALL, seed=seed).experiment for seed in (4, 4, 5))
     assert one.responses is not None and other.responses is not None
+    assert same.responses is not None
     assert one.responses.identical(same.responses)
     assert one.events is not None and one.events.equals(same.events)
     assert one.stimuli is not None and same.stimuli is not None and other.stimuli is not None
@@ -107,7 +110,7 @@ def test_ceiling_is_the_squared_correlation_with_the_truth(
     assert abs(off.mean()) < 3 * error + 1 / len(truth)
     assert np.corrcoef(empirical, expected[seeing])[0, 1] > 0.8
     single = ceiling[seeing] / (3 - 2 * ceiling[seeing])
-    assert 0.1 <= single.min() and single.max() <= 0.5
+    assert single.min() >= 0.1 and single.max() <= 0.5
 
 
 def test_noise_region_has_no_signal(simulation: Simulation) -> None:
@@ -140,10 +143,10 @@ def test_noise_region_has_no_signal(simulation: Simulation) -> None:
         ({"subject": "a_b"}, "`subject` must be"),
     ],
 )
-def test_impossible_numbers_are_named(options: dict[str, object], message: str) -> None:
+def test_impossible_numbers_are_named(options: dict[str, Any], message: str) -> None:
     """Before anything is computed."""
     with pytest.raises(ValueError, match=message):
-        simulate(**options)  # type: ignore[arg-type]
+        simulate(**options)
 
 
 def test_subject_labels() -> None:

@@ -11,14 +11,14 @@ from neurodl.datasets.simulated.images import SCENES, dead_leaves
 
 @pytest.fixture(scope="module")
 def images() -> np.ndarray:
-    """Forty images at full size."""
+    """Return forty images at full size."""
     return dead_leaves(40, 128, seed=1)[0]
 
 
 def luminance(images: np.ndarray) -> np.ndarray:
     """Return luma in [0, 1], without its mean."""
     grey = images @ np.array([0.299, 0.587, 0.114]) / 255
-    return grey - grey.mean((1, 2), keepdims=True)
+    return np.asarray(grey - grey.mean((1, 2), keepdims=True))
 
 
 def spectrum_slope(grey: np.ndarray) -> float:
