@@ -200,7 +200,7 @@ def _texture(
     kind = rng.integers(N_TEXTURES, size=N_LEAVES)
     contrast = rng.gamma(2.0, 0.11, N_LEAVES).astype(np.float32)
     start = rng.uniform(0, TEXTURE_SIDE, (2, N_LEAVES)).astype(np.float32)
-    # a near leaf shows more of its texture's detail: half the pixels per radius of a far one
+    # texture pixels per radius: a large leaf shows more of its texture, and magnifies it too
     zoom = np.sqrt(radius * TEXTURE_SIDE / 8).astype(np.float32)
     row, column = (start[:, leaf] + place[::-1] * zoom[leaf]).astype(np.int64) % TEXTURE_SIDE
     grain = _textures()[kind[leaf], row, column]
