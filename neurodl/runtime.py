@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import sys
@@ -23,7 +24,7 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     Parameters
     ----------
     device : {"auto", "cpu", "cuda", "cuda:N", "mps"} or torch.device
-        "auto" takes a CUDA GPU where there is one, else the CPU, and logs its choice.
+        "auto" takes a CUDA GPU where there is one, else the CPU, and logs its choice once.
 
     Raises
     ------
@@ -34,7 +35,7 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
 
     if str(device) == "auto":
         chosen = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        logger.info("device='auto' chose %s", describe_device(chosen))
+        _announce(describe_device(chosen))
         return chosen
     try:
         chosen = torch.device(device)
@@ -53,6 +54,12 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     elif chosen.type == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("device='mps' needs an Apple GPU; use device='auto' or 'cpu'.")
     return chosen
+
+
+@functools.cache
+def _announce(device: str) -> None:
+    """Log what "auto" chose, once per process and device."""
+    logger.info("device='auto' chose %s", device)
 
 
 def describe_device(device: torch.device) -> str:

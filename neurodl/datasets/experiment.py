@@ -14,6 +14,9 @@ import xarray as xr
 
 from neurodl.errors import PairingError, listed
 from neurodl.io.arrays import read_responses
+from neurodl.io.bids import read_bids
+from neurodl.io.events import read_events
+from neurodl.responses import single_trial_betas, stack_repeats, zscore_runs
 from neurodl.schema import check_responses, sample_dim, sample_ids
 from neurodl.stimuli import Stimuli
 
@@ -81,8 +84,12 @@ class Experiment:
         responses: Any = None,
         ids: Any = None,
         *,
+        events: Any = None,
+        betas: Mapping[str, Any] | None = None,
         n_frames: int | None = None,
         value_range: Sequence[float] | None = None,
+        stimuli_key: str | None = None,
+        stimuli_ids: Sequence[str] | None = None,
         unpaired: str = "error",
         name: str | None = None,
         card: Mapping[str, str] | None = None,
@@ -94,20 +101,25 @@ class Experiment:
         ----------
         stimuli : path, list of paths or Stimuli
             See `Stimuli.from_files`.
-        responses : path, numpy.ndarray or xarray.DataArray
+        responses : path, list of paths (runs), numpy.ndarray or xarray.DataArray
             See `read_responses`: .npy, .npz, .nc, .tsv, .csv, .nii or .nii.gz.
         ids : sequence of str, optional
             The stimulus id of each response row. By default the ids stored with the
             responses; a bare array without ids must have exactly one row per stimulus, in the
             order of ``stimuli.ids``.
-        n_frames, value_range
-            See `Stimuli.from_files`.
+        events : path, list of paths or pandas.DataFrame, optional
+            What happened when, for time series: one ``events.tsv`` per run, in the order of the
+            runs, or one table with a column run.
+        betas : mapping, optional
+            Turn the time series into one response per event; see `estimate_betas`.
+        n_frames, value_range, stimuli_key, stimuli_ids
+            See `Stimuli.from_files`, where the last two are ``key`` and ``ids``.
         unpaired : {"error", "drop"}
             What to do with responses to unknown stimuli and stimuli without responses.
         name, card
             See `Experiment`.
         **responses_options
-            Passed to `read_responses`: dims, target, units, mask, subject, tr, roi, key ...
+            Passed to `read_responses`: dims, units, mask, subject, tr, roi, key ...
 
         Raises
         ------
@@ -117,16 +129,81 @@ class Experiment:
         if unpaired not in ("error", "drop"):
             raise ValueError(f"`unpaired` must be 'error' or 'drop', but got {unpaired!r}.")
         if stimuli is not None and not isinstance(stimuli, Stimuli):
-            stimuli = Stimuli.from_files(stimuli, n_frames=n_frames, value_range=value_range)
+            stimuli = Stimuli.from_files(
+                stimuli, stimuli_ids, n_frames=n_frames, key=stimuli_key, value_range=value_range
+            )
+        table = None
         if responses is not None:
             known = stimuli.ids if stimuli is not None else None
             responses = read_responses(
                 responses, ids=ids, fallback_ids=known, **responses_options
             )
+            table = None if events is None else _read_runs_events(events, responses)
+        return cls._assembled(stimuli, responses, table, betas, unpaired, name, card)
+
+    @classmethod
+    def from_bids(
+        cls,
+        root: str | Path,
+        *,
+        subject: str,
+        task: str,
+        stimuli: Any = None,
+        betas: Mapping[str, Any] | None = None,
+        n_frames: int | None = None,
+        unpaired: str = "error",
+        name: str | None = None,
+        card: Mapping[str, str] | None = None,
+        **bids_options: Any,
+    ) -> Experiment:
+        """Open one subject and task of a BIDS folder, and the stimuli that its events name.
+
+        Parameters
+        ----------
+        root, subject, task
+            See `read_bids`.
+        stimuli : path, list of paths or Stimuli, optional
+            See `Stimuli.from_files`. Events name them in a column stimulus or stim_file.
+        betas : mapping, optional
+            Turn the time series into one response per event; see `estimate_betas`.
+        n_frames, unpaired, name, card
+            See `from_files`.
+        **bids_options
+            Passed to `read_bids`: mask, atlas_labels, session, space, confounds, derivatives ...
+
+        Raises
+        ------
+        MissingFileError, FileFormatError, PairingError
+            The message names what is missing or does not agree.
+        """
+        if unpaired not in ("error", "drop"):
+            raise ValueError(f"`unpaired` must be 'error' or 'drop', but got {unpaired!r}.")
+        if stimuli is not None and not isinstance(stimuli, Stimuli):
+            stimuli = Stimuli.from_files(stimuli, n_frames=n_frames)
+        responses, events = read_bids(root, subject=subject, task=task, **bids_options)
+        return cls._assembled(stimuli, responses, events, betas, unpaired, name, card)
+
+    @classmethod
+    def _assembled(
+        cls,
+        stimuli: Stimuli | None,
+        responses: xr.DataArray | None,
+        events: pd.DataFrame | None,
+        betas: Mapping[str, Any] | None,
+        unpaired: str,
+        name: str | None,
+        card: Mapping[str, str] | None,
+    ) -> Experiment:
+        """Return an experiment from its opened parts."""
+        if betas is not None:
+            if responses is None or events is None:
+                raise ValueError("`betas` are estimated from time series and `events`; give both.")
+            responses = estimate_betas(responses, events, **betas)
         if stimuli is not None and responses is not None and sample_dim(responses) != "time":
             stimuli, responses = _pair(stimuli, responses, unpaired)
-        default = Path(str(name or "experiment")).stem
-        return cls(stimuli, responses, card=dict(card or {}), name=default)
+        return cls(
+            stimuli, responses, events=events, card=dict(card or {}), name=name or "experiment"
+        )
 
     def __repr__(self) -> str:
         """Return a short summary."""
@@ -161,3 +238,56 @@ def _pair(
         responses = responses.isel({sample_dim(responses): known})
         stimuli = stimuli.sel([name for name in stimuli.ids if name in set(ids)])
     return stimuli, responses
+
+
+def estimate_betas(
+    responses: xr.DataArray,
+    events: pd.DataFrame,
+    *,
+    zscore: bool = False,
+    stack: bool = True,
+    **options: Any,
+) -> xr.DataArray:
+    """Return one response per event, z-scored within runs if asked, with repeats side by side.
+
+    Parameters
+    ----------
+    responses, events, **options
+        See `single_trial_betas`.
+    zscore : bool
+        Z-score the betas of each run and target.
+    stack : bool
+        Give repeats a dim of their own, so that they are averaged and tell the ceiling; False
+        keeps each presentation as a sample.
+
+    Returns
+    -------
+    xarray.DataArray
+        Dims ``(stimulus, repeat, target)``, or ``(presentation, target)`` without `stack` or where
+        nothing is repeated.
+    """
+    betas = single_trial_betas(responses, events, **options)
+    if zscore:
+        betas = zscore_runs(betas)
+    repeated = not pd.Index(betas["stimulus"].values).is_unique
+    return stack_repeats(betas) if stack and repeated else betas
+
+
+def _read_runs_events(events: Any, responses: xr.DataArray) -> pd.DataFrame:
+    """Return the events of all runs in one table, with the runs' own labels."""
+    if isinstance(events, pd.DataFrame):
+        return events
+    if isinstance(events, (str, Path)):
+        return read_events(events)
+    runs = pd.unique(responses["run"].values) if "run" in responses.coords else [""]
+    if len(events) != len(runs):
+        raise PairingError(
+            f"There are {len(events)} events files for {len(runs)} runs; give one per run, in order."
+        )
+    tables = [read_events(path) for path in events]
+    if len(runs) == 1:
+        return tables[0]
+    return pd.concat(
+        [table.assign(run=str(run)) for table, run in zip(tables, runs, strict=True)],
+        ignore_index=True,
+    )

@@ -7,12 +7,20 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from nibabel.affines import apply_affine
 
-from neurodl.errors import FileFormatError, NeurodlWarning, SchemaError, listed
+from neurodl.errors import (
+    FileFormatError,
+    MissingFileError,
+    NeurodlWarning,
+    SchemaError,
+    listed,
+)
 from neurodl.io.volumes import DAMAGED, check_same_grid, image_name, open_image, read_masked
 
 logger = logging.getLogger(__name__)
@@ -80,7 +88,9 @@ class Voxels:
 
 
 def select_voxels(
-    mask: Any, image: Any, atlas_labels: Mapping[int, str] | Sequence[str] | None = None
+    mask: Any,
+    image: Any,
+    atlas_labels: Mapping[int, str] | Sequence[str] | str | Path | None = None,
 ) -> Voxels:
     """Return the voxels that `mask` names, checked against the grid of the run `image`.
 
@@ -105,12 +115,36 @@ def select_voxels(
     elif is_masker:
         voxels = _of_masker(mask, image)
     else:
+        if isinstance(atlas_labels, (str, Path)):
+            atlas_labels = read_atlas_labels(atlas_labels)
         voxels = _of_image(open_image(mask), atlas_labels)
     if voxels.masker is None or voxels.masker.target_affine is None:
         check_same_grid(voxels.mask.shape, voxels.affine, "the mask", image)
     if not len(voxels):
         raise SchemaError("The mask is empty: it is 0 in every voxel.")
     return voxels
+
+
+def read_atlas_labels(path: str | Path) -> dict[int, str]:
+    """Return the ROI name by atlas value from a ``.tsv`` with columns index and name.
+
+    Raises
+    ------
+    MissingFileError, FileFormatError
+        There is no such file, or it has other columns.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(f"The table of atlas labels {path} does not exist.")
+    table = pd.read_csv(path, sep="\t")
+    if not {"index", "name"} <= set(table.columns) or not pd.api.types.is_integer_dtype(
+        table["index"]
+    ):
+        raise FileFormatError(
+            f"The table of atlas labels {path} needs columns 'index' (whole numbers) and 'name', "
+            f"separated by tabs; it has {listed(table.columns, 20)}."
+        )
+    return dict(zip(table["index"].tolist(), table["name"].astype(str), strict=True))
 
 
 def _found_in(image: Any) -> Voxels:

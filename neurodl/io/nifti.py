@@ -40,7 +40,7 @@ def read_nifti(
     tr: float | None = None,
     detrend: bool | int = False,
     zscore: bool = False,
-    atlas_labels: Mapping[int, str] | Sequence[str] | None = None,
+    atlas_labels: Mapping[int, str] | Sequence[str] | str | Path | None = None,
     subject: str | None = None,
     space: str | None = None,
     units: str = "BOLD",
@@ -67,8 +67,9 @@ def read_nifti(
     zscore : bool
         Divide each voxel by its standard deviation, run by run (n - 1 degrees of freedom). A
         voxel that is constant in a run becomes NaN there.
-    atlas_labels : mapping of int to str, or sequence of str, optional
-        ROI name by value of the atlas; 0 is background. Voxels with other values are left out.
+    atlas_labels : mapping of int to str, sequence of str, or path, optional
+        ROI name by value of the atlas, or a ``.tsv`` with columns index and name, as BIDS has it;
+        0 is background. Voxels with other values are left out.
     subject, space, units : str, optional
         Kept as attrs. By default subject and space come from BIDS file names, or the space from
         the NIfTI header.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -62,7 +63,10 @@ def project(columns: np.ndarray, scores: xr.Dataset) -> dict[str, np.ndarray]:
         image = nibabel.Nifti1Image(fill_volume(weighted, scores, outside=0), affine_of(scores))
         for side in HEMISPHERES:
             pial, white = (meshes[key].parts[side] for key in ("pial", "white_matter"))
-            sampled = np.nan_to_num(vol_to_surf(image, pial, inner_mesh=white))
+            with warnings.catch_warnings():
+                # vertices outside the volume have nothing to average; they become 0 here
+                warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
+                sampled = np.nan_to_num(vol_to_surf(image, pial, inner_mesh=white))
             total, share = np.split(sampled, 2, axis=1)
             values = np.where(share >= MIN_SHARE, total / np.maximum(share, 1e-6), np.nan)
             parts[side].append(values)

@@ -19,7 +19,7 @@ from neurodl import __version__
 from neurodl.errors import NeurodlWarning, PairingError, SchemaError, listed
 from neurodl.metrics import pearson_r, r2
 from neurodl.responses import average_repeats
-from neurodl.runtime import progress
+from neurodl.runtime import describe_device, progress, resolve_device
 from neurodl.schema import (
     check_features,
     check_responses,
@@ -140,10 +140,17 @@ def cross_validate(
         "n_targets": observed.shape[1],
         "n_excluded": int((~used).sum()),
         "n_repeats": n_repeats,
+        **_device(model),
         **{f"n_{reason}": int(mask.sum()) for reason, mask in reasons.items()},
         **{key: responses.attrs[key] for key in KEPT_ATTRS if key in responses.attrs},
     }
     return check_scores(scores)
+
+
+def _device(model: Any) -> dict[str, str]:
+    """Return where the model runs, if it can be told."""
+    name = getattr(model, "device", None)
+    return {"device": describe_device(resolve_device(name))} if isinstance(name, str) else {}
 
 
 def _own_ceiling(responses: xr.DataArray) -> xr.DataArray | None:

@@ -1,0 +1,262 @@
+"""The command line: ``neurodl demo | run | report | datasets | backbones | doctor``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from neurodl import __version__
+from neurodl.errors import NeurodlError, NeurodlWarning, did_you_mean
+
+Command = Callable[[argparse.Namespace], int]
+COMMANDS = ("demo", "run", "report", "datasets", "backbones", "doctor")
+DESCRIPTION = "From recordings and stimuli to how well deep networks predict the brain."
+DEFAULT = "default: %(default)s"
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command of the command line and return its exit status.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        By default those of the process.
+    """
+    parser, commands = _parser()
+    try:
+        parsed, unknown = parser.parse_known_args(arguments)
+        if unknown:
+            commands.get(parsed.command, parser).error(f"unrecognized arguments: {unknown[0]}")
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    if parsed.command is None:
+        parser.print_help()
+        return USAGE
+    _show_messages(parsed.debug)
+    try:
+        return int(parsed.function(parsed))
+    except KeyboardInterrupt:
+        _say("\nInterrupted. Features that were finished are cached: run it again to go on.")
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of a pipe has gone: nothing is left to say
+        return FAILED
+    except (NeurodlError, OSError, ValueError, TypeError) as error:
+        if parsed.debug or not _is_for_users(error):
+            raise
+        _say(f"neurodl {parsed.command}: {error}")
+        return FAILED
+
+
+def _is_for_users(error: Exception) -> bool:
+    """Return whether an error speaks to users: about a file, or raised by neurodl itself."""
+    if isinstance(error, (NeurodlError, OSError)):
+        return True
+    frames = traceback.extract_tb(error.__traceback__)
+    return Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors name near matches."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong with the arguments, and end with the status for wrong usage."""
+        known = [option for action in self._actions for option in action.option_strings]
+        if "invalid choice" in message:
+            wrong = message.split("'")[1]
+            message = f"there is no command {wrong!r}. {did_you_mean(wrong, COMMANDS)}"
+        elif "unrecognized arguments" in message:
+            wrong = message.partition(": ")[2].split()[0]
+            kind = "option" if wrong.startswith("-") else "further argument"
+            hint = did_you_mean(wrong, known) if kind == "option" else ""
+            message = f"there is no {kind} {wrong!r}. {hint}".rstrip()
+        self.exit(USAGE, f"{self.prog}: {message}\n{self.format_usage()}")
+
+
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """Return the parser of the whole command line, and those of its commands."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show Python's traceback of errors")
+    parser = _Parser(prog="neurodl", description=DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"neurodl {__version__}")
+    parser.set_defaults(debug=False)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+
+    def add(name: str, function: Command, text: str) -> argparse.ArgumentParser:
+        one = commands.add_parser(
+            name, help=text, description=text, parents=[common], allow_abbrev=False
+        )
+        one.set_defaults(function=function)
+        return one
+
+    demo = add("demo", _demo, "simulate an fMRI experiment, analyse it, and compare with the truth")
+    demo.add_argument("--out", default="neurodl-demo", metavar="FOLDER", help=DEFAULT)
+    demo.add_argument("--backbone", metavar="NAME", help="the network; see `neurodl backbones`")
+    source = demo.add_mutually_exclusive_group()
+    source.add_argument("--weights", metavar="FILE", help="a file of weights for it")
+    source.add_argument("--pretrained", action="store_true", help="download its weights")
+    demo.add_argument("--seed", type=int, default=0, metavar="N", help=DEFAULT)
+    run = add("run", _run, "run a study file and write a results folder")
+    run.add_argument("study", metavar="study.toml")
+    run.add_argument("--out", metavar="FOLDER", help="default: results/NAME beside the study")
+    run.add_argument("--check", action="store_true", help="only check the study file")
+    report = add("report", _report, "make a report of saved scores")
+    report.add_argument("scores", metavar="scores.nc", help="or a results folder")
+    report.add_argument("--out", metavar="FILE", help="default: report.html beside the scores")
+    report.add_argument("--title")
+    datasets = add("datasets", _datasets, "list the datasets, or say all about one")
+    datasets.add_argument("name", nargs="?", metavar="NAME")
+    backbones = add("backbones", _backbones, "list the networks, or say all about one")
+    backbones.add_argument("name", nargs="?", metavar="NAME")
+    backbones.add_argument("--search", metavar="TEXT", help="only names that contain TEXT")
+    backbones.add_argument("--limit", type=int, default=40, metavar="N", help=DEFAULT)
+    add("doctor", _doctor, "say what this machine has, what it lacks, and how to get it")
+    return parser, dict(commands.choices)
+
+
+def _show_messages(debug: bool) -> None:
+    """Send log messages and warnings to standard error, one line each."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log = logging.getLogger("neurodl")
+    log.handlers = [handler]
+    log.setLevel(logging.DEBUG if debug else logging.INFO)
+
+    def show(message: Any, category: type[Warning], filename: str, *rest: Any) -> None:
+        if issubclass(category, NeurodlWarning):
+            _say(f"warning: {message}")
+        elif debug:
+            _say(f"{filename}: {category.__name__}: {message}")
+
+    warnings.showwarning = show
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from neurodl.study.demo import BACKBONE, run_demo
+
+    found = run_demo(
+        options.out,
+        backbone=options.backbone or BACKBONE,
+        weights=options.weights,
+        pretrained=options.pretrained,
+        seed=options.seed,
+    )
+    print("\nMean r over 5 folds, by layer and region:\n")
+    print(found.table.rename_axis(index=None, columns=None).to_string(float_format="{:.3f}".format))
+    print("\nWeights used:")
+    for backbone, weights in found.weights.items():
+        print(f"  {backbone}: {weights}")
+    print("\nShare of the known ceiling that the best layer recovers (the noise is known here):\n")
+    columns = {"best": "best layer", "known": "known ceiling", "estimated": "ceiling from repeats"}
+    table = found.recovered.rename(columns=columns)
+    table["share"] = [f"{share:.0%}" for share in table["share"]]
+    print(table.to_string(float_format="{:.3f}".format))
+    if "untrained" in " ".join(found.weights.values()):
+        print(
+            "\nThe network is untrained, so that the demo needs no internet; with --pretrained it "
+            "downloads its weights."
+        )
+    print(f"\nReport: {found.results / 'report.html'}")
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    from neurodl.study import load_study, run_study
+
+    if options.check:
+        study = load_study(options.study)
+        print(f"{options.study} is fine: {len(study.features)} feature spaces ({_names(study)}).")
+        return 0
+    folder = run_study(options.study, options.out)
+    print(f"Results: {folder}\nReport: {folder / 'report.html'}")
+    return 0
+
+
+def _names(study: Any) -> str:
+    return ", ".join(study.labels())
+
+
+def _report(options: argparse.Namespace) -> int:
+    from neurodl.io.store import load
+    from neurodl.reports import report
+
+    source = Path(options.scores)
+    source = source / "scores.nc" if source.is_dir() else source
+    page = Path(options.out) if options.out else source.with_name("report.html")
+    made = report(load(source), title=options.title)
+    print(made.finding)
+    print(f"Report: {made.save(page)}")
+    return 0
+
+
+def _datasets(options: argparse.Namespace) -> int:
+    from neurodl.datasets import dataset_card, list_datasets
+
+    if options.name is None:
+        table = list_datasets()[["modality", "access", "size"]].rename_axis(index=None)
+        print(table.to_string())
+        print("\n`neurodl datasets NAME` says all about one.")
+        return 0
+    _print_facts(dataset_card(options.name))
+    return 0
+
+
+def _backbones(options: argparse.Namespace) -> int:
+    from neurodl.backbones import list_backbones, load_backbone
+
+    if options.name is None:
+        names = list_backbones(options.search)
+        shown = names if options.limit <= 0 else names[: options.limit]
+        print("\n".join(shown))
+        if len(shown) < len(names):
+            print(f"... and {len(names) - len(shown)} more: --search TEXT, or --limit 0 for all.")
+        return 0
+    backbone = load_backbone(options.name, pretrained=False)
+    n_parameters = sum(values.numel() for values in backbone.module.parameters())
+    _print_facts({
+        "name": backbone.name,
+        "takes": f"{backbone.kind}s",
+        "licence": backbone.licence,
+        "parameters": f"{n_parameters:,}",
+        "transform": backbone.transform.text,
+        "default layers": ", ".join(backbone.default_layers),
+        "all layers": ", ".join(backbone.layers),
+    })
+    return 0
+
+
+def _print_facts(facts: dict[str, str]) -> None:
+    """Print terms and texts, long ones wrapped beside their term."""
+    import shutil
+    import textwrap
+
+    width = min(shutil.get_terminal_size().columns, 100)
+    margin = max(len(term) for term in facts) + 2
+    for term, text in facts.items():
+        lines = textwrap.wrap(text, max(width - margin, 40), break_on_hyphens=False) or [""]
+        print(f"{term:<{margin}}" + f"\n{'':<{margin}}".join(lines))
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    from neurodl.doctor import examine
+
+    findings = examine()
+    for finding in findings:
+        print(f"{'ok  ' if finding.ok else 'LACK'}  {finding.what:<14} {finding.found}")
+        if finding.remedy:
+            print(f"{'':22}{finding.remedy}")
+    lacking = [finding for finding in findings if not finding.ok]
+    n = len(lacking)
+    print(f"\n{n} thing{'s' if n > 1 else ''} to mend." if n else "\nEverything is there.")
+    return FAILED if any(finding.needed for finding in lacking) else 0

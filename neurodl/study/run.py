@@ -1,0 +1,142 @@
+"""Running a study: its script is executed, and what it computes goes into a results folder."""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from neurodl.errors import NeurodlWarning, StorageError
+from neurodl.io.store import atomic_path
+from neurodl.reports import Report, report
+from neurodl.runtime import describe_device, resolve_device
+from neurodl.study.config import load_study, write_study
+from neurodl.study.provenance import input_hashes, provenance_of
+from neurodl.study.script import analysis_script
+from neurodl.study.sections import Study
+
+STUDY, SCRIPT, PROVENANCE = "study.toml", "analysis.py", "provenance.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a study computed, before anything of it is written."""
+
+    scores: xr.Dataset
+    report: Report
+    warnings: tuple[str, ...]
+
+
+def run_study(study: str | Path | Study, out: str | Path | None = None) -> Path:
+    """Run a study and return the folder of its results.
+
+    The study becomes a script of public calls, which is what runs. Features that were extracted
+    before an interruption come from the cache the next time.
+
+    Parameters
+    ----------
+    study : str, Path or Study
+        A study file, or what `load_study` returned.
+    out : str or Path, optional
+        The folder for the results; by default ``output`` of the study, else ``results/<name>``
+        beside the study file, or in the working folder for a `Study`.
+
+    Returns
+    -------
+    Path
+        A folder with report.html and its brain maps, scores.nc, table.tsv (layer x ROI),
+        study.toml (the study with every default), analysis.py (the script, which gives the same
+        numbers) and provenance.json (versions, seeds, hashes; written last, so that a folder
+        that has it is complete).
+
+    Raises
+    ------
+    MissingFileError, ConfigError
+        The study file is missing or wrong; see `load_study`.
+    StorageError
+        The folder holds something else, or cannot be written.
+    """
+    base = Path.cwd() if isinstance(study, Study) else Path(study).expanduser().resolve().parent
+    checked = study if isinstance(study, Study) else load_study(study)
+    folder = Path(out or checked.study.output or base / "results" / _file_name(checked.study.name))
+    folder = folder.expanduser().absolute()
+    device = describe_device(resolve_device(checked.run.device))
+    text, script = write_study(checked), analysis_script(checked)
+    _claim(folder)
+    _write_text(folder / STUDY, text)
+    _write_text(folder / SCRIPT, script)
+    started = time.time()
+    outcome = _compute(checked, script, folder / SCRIPT)
+    outcome.report.save(folder / "report.html")
+    _save_table(outcome, folder / "table.tsv")
+    record = provenance_of(
+        checked, outcome.scores, input_hashes(checked), device, started, outcome.warnings
+    )
+    record["files"] = sorted(path.name for path in folder.iterdir() if path.is_file())
+    _write_text(folder / PROVENANCE, json.dumps(record, indent=2) + "\n")
+    return folder
+
+
+def _compute(study: Study, script: str, path: Path) -> Outcome:
+    """Execute the script of a study; what it warns of is kept, and warned of again."""
+    namespace: dict[str, Any] = {"__name__": "neurodl_study", "__file__": str(path)}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", NeurodlWarning)
+        exec(compile(script, str(path), "exec"), namespace)
+        said = [str(one.message) for one in caught if issubclass(one.category, NeurodlWarning)]
+        messages = tuple(dict.fromkeys(said))
+        made = report(
+            namespace["scores"],
+            namespace["experiment"],
+            title=study.study.title or study.study.name,
+            provenance={"study": study.study.name, "script": path.name},
+            notes=messages,
+        )
+    for one in caught:
+        warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    return Outcome(namespace["scores"], made, messages)
+
+
+def _claim(folder: Path) -> None:
+    """Make a folder ready for results: new, empty, or one of results, whose files are replaced."""
+    known = folder / PROVENANCE
+    others = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if folder.exists() and not folder.is_dir():
+        raise StorageError(f"{folder} is a file; choose another folder for the results.")
+    unfinished = SCRIPT in others and "written by neurodl" in (folder / SCRIPT).read_text()[:500]
+    if others and not known.is_file() and not unfinished:
+        raise StorageError(
+            f"{folder} is not empty and holds no results of a study. Choose another folder: "
+            "--out FOLDER, or output = '...' in [study]."
+        )
+    if known.is_file():
+        try:
+            stale = json.loads(known.read_text())["files"]
+        except (ValueError, KeyError) as error:
+            raise StorageError(f"{known} is damaged; remove {folder} and run again.") from error
+        known.unlink()
+        for name in stale:
+            (folder / Path(name).name).unlink(missing_ok=True)
+
+
+def _write_text(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _save_table(outcome: Outcome, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        outcome.report.table.to_csv(
+            temporary, sep="\t", index=False, na_rep="n/a", float_format="%.6g"
+        )
+
+
+def _file_name(name: str) -> str:
+    """Return a study's name as the name of a folder."""
+    kept = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name)
+    return kept.strip("-.") or "study"

@@ -1,0 +1,229 @@
+"""A study as a plain script of public calls: what `run_study` executes and leaves behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from neurodl import __version__
+from neurodl.study.sections import FeaturesSection, Study
+
+LINE = 92
+
+
+class Name(str):
+    """An expression that stands in a script as it is, where other text is quoted."""
+
+
+def analysis_script(study: Study) -> str:
+    """Return a Python script that computes a study through the public API.
+
+    It leaves ``experiment`` and ``scores`` in its namespace; run as a program, it also writes a
+    report beside itself.
+    """
+    several = len(study.features) > 1
+    parts = [_experiment(study), "features = {}"]
+    for entry, label in zip(study.features, study.labels(), strict=True):
+        parts.append(_features(entry, label, study, several))
+    parts.append(_scores(study))
+    title = study.study.title or study.study.name
+    name = " ".join(study.study.name.split()).replace("\\", " ").replace('"', "'")
+    return "\n\n".join([
+        f'"""Analysis of the study "{name}", written by neurodl {__version__}.\n\n'
+        'Run it to compute the scores again and to write a report beside this file.\n"""',
+        "from pathlib import Path\n\nimport neurodl as ndl",
+        *parts,
+        'if __name__ == "__main__":\n'
+        f"    report = ndl.report(scores, experiment, title={_quoted(title)})\n"
+        '    print(report.save(Path(__file__).with_name("analysis.html")))\n',
+    ])
+
+
+def call(function: str, *args: Any, **kwargs: Any) -> str:
+    """Return a function call as source text, on several lines where one is too long.
+
+    Examples
+    --------
+    >>> print(call("ndl.load", "a.nc", Name("folder"), seed=1))
+    ndl.load("a.nc", folder, seed=1)
+    """
+    parts = [_literal(value) for value in args]
+    parts += [f"{key}={_literal(value)}" for key, value in kwargs.items()]
+    return _enclosed(f"{function}(", parts, ")")
+
+
+def _enclosed(start: str, parts: list[str], end: str) -> str:
+    """Return `parts` between brackets, one per line if they do not fit into one."""
+    line = start + ", ".join(parts) + end
+    if len(line) <= LINE and "\n" not in line:
+        return line
+    inner = ",\n".join(parts).replace("\n", "\n    ")
+    return f"{start}\n    {inner},\n{end}"
+
+
+def _literal(value: Any) -> str:
+    """Return a value as source text."""
+    if isinstance(value, Name):
+        return str(value)
+    if isinstance(value, list):
+        return _enclosed("[", [_literal(one) for one in value], "]")
+    if isinstance(value, dict):
+        items = [f"{_literal(key)}: {_literal(one)}" for key, one in value.items()]
+        return _enclosed("{", items, "}")
+    return _quoted(value) if isinstance(value, str) else repr(value)
+
+
+def _quoted(text: str) -> str:
+    """Return text in double quotes where it has none inside.
+
+    Examples
+    --------
+    >>> print(_quoted("a"), _quoted('say "a"'))
+    "a" 'say "a"'
+    """
+    quoted = repr(text)
+    return f'"{quoted[1:-1]}"' if quoted.startswith("'") and '"' not in text else quoted
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    """Return the arguments that are set."""
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _experiment(study: Study) -> str:
+    """Return the lines that open stimuli and responses."""
+    common = _given(betas=_betas(study), name=study.study.name, unpaired=study.run.unpaired)
+    if study.dataset:
+        chosen = study.dataset
+        options = _given(root=chosen.root, subject=chosen.subject, roi=chosen.roi)
+        return "experiment = " + call("ndl.load_dataset", chosen.name, **options, **chosen.options)
+    stimuli: dict[str, Any] = {}
+    if study.stimuli:
+        shown = study.stimuli
+        ids = Name(f"Path({shown.ids!r}).read_text().splitlines()")
+        stimuli = _given(
+            stimuli=shown.path,
+            stimuli_ids=ids if isinstance(shown.ids, str) else shown.ids,
+            stimuli_key=shown.key,
+            n_frames=shown.n_frames,
+            value_range=shown.value_range,
+        )
+    if study.bids:
+        options = study.bids.model_dump(exclude_none=True)
+        root = options.pop("root")
+        if options["derivatives"] == "none":
+            options["derivatives"] = None
+        return "experiment = " + call(
+            "ndl.Experiment.from_bids", root, **options, **stimuli, **common
+        )
+    assert study.responses is not None  # load_study sees to it
+    options = study.responses.model_dump(exclude_none=True)
+    return "experiment = " + call(
+        "ndl.Experiment.from_files", **stimuli, responses=options.pop("path"), **options, **common
+    )
+
+
+def _betas(study: Study) -> dict[str, Any] | None:
+    if study.betas is None:
+        return None
+    options = study.betas.model_dump(exclude_none=True)
+    return options | {"drift": None} if options["drift"] == "none" else options
+
+
+def _features(entry: FeaturesSection, label: str, study: Study, several: bool) -> str:
+    """Return the lines that add one feature space, or the layers of one network."""
+    if entry.design:
+        fir = entry.design == "fir"
+        lags = entry.delays if fir else None
+        made = call(
+            "ndl.event_design",
+            Name("experiment.events"),
+            Name("experiment.responses"),
+            column=entry.column,
+            hrf=None if fir else entry.design,
+            **_given(delays=lags),
+        )
+        return f"features[{_quoted(label)}] = {made}"
+    if entry.path:
+        loaded = call("ndl.load", entry.path)
+        one = not entry.path.endswith(".zarr")
+        lines = [f"layers = {{{_quoted(label)}: {loaded}}}" if one else f"layers = {loaded}"]
+    else:
+        lines = _extraction(entry, study)
+    if entry.concatenate:
+        lines.append("layers |= ndl.concatenate_features(layers)")
+    name = f'f"{label}/{{layer}}"' if several and _plain(label) else "layer"
+    if several and not _plain(label):
+        name = f'{label + "/"!r} + layer'
+    lines.append(f"features |= {{{name}: values for layer, values in layers.items()}}")
+    return "\n".join(lines)
+
+
+def _plain(label: str) -> bool:
+    """Return whether a label can stand in an f-string as it is."""
+    return not set(label) & set("{}\"\\\n")
+
+
+def _extraction(entry: FeaturesSection, study: Study) -> list[str]:
+    """Return the lines that load a network and extract its features."""
+    options = _given(
+        weights=entry.weights,
+        pretrained=None if entry.pretrained else False,
+        seed=entry.seed if entry.pretrained or entry.seed is not None else study.study.seed,
+        transform=entry.transform,
+    )
+    run = study.run
+    extraction = _given(
+        layers=entry.layers,
+        pool=entry.pool,
+        device=run.device,
+        batch_size=run.batch_size,
+        amp=run.amp,
+        cache=run.cache,
+        on_unreadable=run.on_unreadable,
+    )
+    return [
+        "backbone = " + call("ndl.load_backbone", entry.backbone, **options, **entry.options),
+        "layers = "
+        + call(
+            "ndl.extract_features",
+            Name("backbone"),
+            Name("experiment.stimuli"),
+            **extraction,
+        ),
+    ]
+
+
+def _scores(study: Study) -> str:
+    """Return the lines that cross-validate."""
+    chosen, seed = study.model, study.study.seed
+    model = call(
+        "ndl.RidgeCV",
+        chosen.alphas,
+        cv=chosen.cv,
+        scoring=chosen.scoring,
+        standardize=chosen.standardize,
+        sd_floor=chosen.sd_floor,
+        device=study.run.device,
+        seed=seed,
+    )
+    responses = "experiment.responses"
+    if study.dataset and study.dataset.stack:
+        responses = f"ndl.stack_repeats({responses})"
+    dropped = study.run.unpaired == "drop" or study.run.on_unreadable == "skip"
+    lines = [
+        f"model = {model}",
+        "scores = "
+        + call(
+            "ndl.cross_validate",
+            Name("model"),
+            Name("features"),
+            Name(responses),
+            cv=study.cv.folds,
+            groups=study.cv.groups,
+            seed=seed,
+            repeats_across_folds=study.cv.repeats_across_folds,
+            unpaired="drop" if dropped else "error",
+        ),
+        'scores.attrs["experiment"] = experiment.name',
+    ]
+    return "\n".join(lines)
