@@ -191,7 +191,10 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
             if groups is not None:
                 n_groups = len(np.unique(groups))
                 if n_groups < 2:
-                    raise ValueError("Inner folds need at least 2 groups in the training rows.")
+                    raise ValueError(
+                        "Choosing the penalty needs at least 2 groups in the training rows, but "
+                        "there is 1. Give one penalty, such as alphas=[1.0], or more groups."
+                    )
                 cv = GroupKFold(min(int(cv), n_groups))
             else:
                 cv = KFold(min(int(cv), len(X)), shuffle=True, random_state=self.seed)

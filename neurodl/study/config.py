@@ -12,7 +12,7 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from neurodl.backbones import list_backbones
-from neurodl.errors import ConfigError, MissingFileError, did_you_mean
+from neurodl.errors import ConfigError, MissingFileError, did_you_mean, listed
 from neurodl.study.sections import FILE, SPECIAL, FeaturesSection, Section, Study
 
 # What a [[features]] entry may say, by where its features come from.
@@ -219,12 +219,15 @@ def _with_absolute_paths(content: Mapping[str, Any], folder: Path) -> dict[str, 
 
 def _missing_files(content: Mapping[str, Any]) -> Iterator[str]:
     for section, number, key, value in named_files(content):
-        for name in value if isinstance(value, list) else [value]:
-            if isinstance(name, str) and not Path(name).exists():
-                parent = Path(name).parent
-                near = [p.name for p in parent.iterdir()] if parent.is_dir() else []
-                hint = did_you_mean(Path(name).name, near) if near else f"Nor does {parent}."
-                yield f"{_where(section, number, content)} {key}: {name} does not exist. {hint}"
+        names = value if isinstance(value, list) else [value]
+        missing = [Path(name) for name in names if isinstance(name, str) and not Path(name).exists()]
+        if not missing:
+            continue
+        first = missing[0]
+        near = [path.name for path in first.parent.iterdir()] if first.parent.is_dir() else []
+        hint = did_you_mean(first.name, near) if near else f"Nor is there anything in {first.parent}."
+        what = f"{first} does" if len(missing) == 1 else f"{listed(missing, 2)} do"
+        yield f"{_where(section, number, content)} {key}: {what} not exist. {hint}"
 
 
 def _conflicts(study: Study) -> Iterator[str]:

@@ -115,7 +115,7 @@ def recovered_ceiling(scores: xr.Dataset, reliability: xr.DataArray) -> pd.DataF
         if roi == ALL or not len(mine):
             continue
         of_layers = means.isel(voxel=mine).mean("voxel")
-        best = int(of_layers.argmax())
+        best = int(of_layers.values.argmax())
         known = np.sqrt(reliability.values[mine])
         r = means.values[best, mine]
         rows[str(roi)] = {

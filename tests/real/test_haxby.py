@@ -148,3 +148,40 @@ def test_single_trial_betas_tell_the_categories_apart(folder, run_folders, event
         groups=betas["run"].values, cv=LeaveOneGroupOut(),
     )  # fmt: skip
     assert right.mean() > 0.59  # chance is 0.125; 0.594 was measured on averaged blocks
+
+
+def test_a_study_file_gives_the_same_scores(folder, run_folders, events, responses, tmp_path):
+    import neurodl as ndl
+
+    listed = {
+        name: [(run / name).as_posix() for run in run_folders]
+        for name in ("bold_1slice.nii.gz", "bold_events.tsv")
+    }
+    (tmp_path / "study.toml").write_text(f"""
+[study]
+name = "haxby"
+[responses]
+path = {listed["bold_1slice.nii.gz"]}
+mask = "{(folder / "mask.nii.gz").as_posix()}"
+events = {listed["bold_events.tsv"]}
+detrend = 2
+zscore = true
+[[features]]
+design = "glover"
+[model]
+alphas = [1.0]
+standardize = false
+[cv]
+folds = "leave-one-group-out"
+groups = "run"
+""")
+    scores = ndl.load(ndl.run_study(tmp_path / "study.toml") / "scores.nc")
+    expected = ndl.cross_validate(
+        ndl.RidgeCV(alphas=[1.0], standardize=False),
+        event_design(events, responses),
+        responses,
+        cv="leave-one-group-out",
+        groups="run",
+    )
+    np.testing.assert_allclose(scores["r"], expected["r"], atol=1e-6)
+    assert scores["layer"].values.tolist() == ["glover"]
