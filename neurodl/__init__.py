@@ -1,4 +1,4 @@
-"""neurodl: how well do deep networks explain the brain?
+"""neurodl measures how well deep networks explain the brain.
 
 Recordings and stimuli in, cross-validated predictivity and a report out. The names below are
 loaded when they are first used, so that ``import neurodl`` itself is immediate.
@@ -12,10 +12,18 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from neurodl.backbones import Backbone, ImageTransform, list_backbones, load_backbone
+    from neurodl.backbones import (
+        Backbone,
+        ImageTransform,
+        VideoTransform,
+        list_backbones,
+        load_backbone,
+    )
     from neurodl.datasets import Experiment, list_datasets, load_dataset
     from neurodl.errors import NeurodlError, NeurodlWarning
     from neurodl.features import concatenate_features, event_design, extract_features
+    from neurodl.io.bids import read_bids
+    from neurodl.io.events import read_events
     from neurodl.io.nifti import read_nifti, to_image
     from neurodl.io.store import load, save
     from neurodl.models import RidgeCV
@@ -36,6 +44,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "neurodl.errors": ("NeurodlError", "NeurodlWarning"),
     "neurodl.schema": ("check_features", "check_responses", "check_scores"),
+    "neurodl.io.bids": ("read_bids",),
+    "neurodl.io.events": ("read_events",),
     "neurodl.io.nifti": ("read_nifti", "to_image"),
     "neurodl.io.store": ("load", "save"),
     "neurodl.stimuli": ("Stimuli",),
@@ -44,7 +54,9 @@ _HOMES = {
         "zscore_runs",
     ),
     "neurodl.datasets": ("Experiment", "list_datasets", "load_dataset"),
-    "neurodl.backbones": ("Backbone", "ImageTransform", "list_backbones", "load_backbone"),
+    "neurodl.backbones": (
+        "Backbone", "ImageTransform", "VideoTransform", "list_backbones", "load_backbone",
+    ),
     "neurodl.features": ("concatenate_features", "event_design", "extract_features"),
     "neurodl.models": ("RidgeCV",),
     "neurodl.scores": ("cross_validate", "noise_ceiling"),

@@ -86,7 +86,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     """Return the parser of the whole command line, and those of its commands."""
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show Python's traceback of errors")
     parser = _Parser(prog="neurodl", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"neurodl {__version__}")
@@ -133,7 +133,9 @@ def _show_messages(debug: bool) -> None:
     log.handlers = [handler]
     log.setLevel(logging.DEBUG if debug else logging.INFO)
 
-    def show(message: Any, category: type[Warning], filename: str, *rest: Any) -> None:
+    def show(
+        message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any
+    ) -> None:
         if issubclass(category, NeurodlWarning):
             _say(f"warning: {message}")
         elif debug:

@@ -221,7 +221,8 @@ def _pair(
     if unpaired == "error" and (len(unknown) or len(silent)):
         problems = []
         if len(unknown):
-            problems.append(f"{len(unknown)} responses have unknown stimulus ids ({listed(unknown)})")
+            unnamed = f"{len(unknown)} responses have unknown stimulus ids"
+            problems.append(f"{unnamed} ({listed(unknown)})")
         if len(silent):
             problems.append(f"{len(silent)} stimuli have no responses ({listed(silent)})")
         raise PairingError(
@@ -282,7 +283,8 @@ def _read_runs_events(events: Any, responses: xr.DataArray) -> pd.DataFrame:
     runs = pd.unique(responses["run"].values) if "run" in responses.coords else [""]
     if len(events) != len(runs):
         raise PairingError(
-            f"There are {len(events)} events files for {len(runs)} runs; give one per run, in order."
+            f"There are {len(events)} events files for {len(runs)} runs; give one per run, in "
+            "order."
         )
     tables = [read_events(path) for path in events]
     if len(runs) == 1:

@@ -199,7 +199,7 @@ def _with_absolute_paths(content: Mapping[str, Any], folder: Path) -> dict[str, 
             return value
         return Path(os.path.abspath(folder / Path(value).expanduser())).as_posix()
 
-    copied = {
+    copied: dict[str, Any] = {
         section: [dict(t) if isinstance(t, Mapping) else t for t in table]
         if isinstance(table, list)
         else dict(table)
@@ -220,12 +220,14 @@ def _with_absolute_paths(content: Mapping[str, Any], folder: Path) -> dict[str, 
 def _missing_files(content: Mapping[str, Any]) -> Iterator[str]:
     for section, number, key, value in named_files(content):
         names = value if isinstance(value, list) else [value]
-        missing = [Path(name) for name in names if isinstance(name, str) and not Path(name).exists()]
+        paths = [Path(name) for name in names if isinstance(name, str)]
+        missing = [path for path in paths if not path.exists()]
         if not missing:
             continue
         first = missing[0]
         near = [path.name for path in first.parent.iterdir()] if first.parent.is_dir() else []
-        hint = did_you_mean(first.name, near) if near else f"Nor is there anything in {first.parent}."
+        nothing = f"Nor is there anything in {first.parent}."
+        hint = did_you_mean(first.name, near) if near else nothing
         what = f"{first} does" if len(missing) == 1 else f"{listed(missing, 2)} do"
         yield f"{_where(section, number, content)} {key}: {what} not exist. {hint}"
 

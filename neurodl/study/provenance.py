@@ -109,8 +109,8 @@ def _hash(path: Path, subject: str | None) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     digest = hashlib.sha256()
-    for file in _members(path, subject):
-        digest.update(f"{file.relative_to(path).as_posix()}\0{_hash(file, None)}\n".encode())
+    for member in _members(path, subject):
+        digest.update(f"{member.relative_to(path).as_posix()}\0{_hash(member, None)}\n".encode())
     return digest.hexdigest()
 
 
