@@ -10,11 +10,13 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/ruff check neurodl tests
+	$(BIN)/ruff format --check --quiet neurodl tests
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check --fix neurodl tests
+	$(BIN)/ruff format neurodl tests
 	$(BIN)/mypy
 
 # The stamp is written last, so an installation that broke off is done again.

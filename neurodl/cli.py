@@ -226,15 +226,17 @@ def _backbones(options: argparse.Namespace) -> int:
         return 0
     backbone = load_backbone(options.name, pretrained=False)
     n_parameters = sum(values.numel() for values in backbone.module.parameters())
-    _print_facts({
-        "name": backbone.name,
-        "takes": f"{backbone.kind}s",
-        "licence": backbone.licence,
-        "parameters": f"{n_parameters:,}",
-        "transform": backbone.transform.text,
-        "default layers": ", ".join(backbone.default_layers),
-        "all layers": ", ".join(backbone.layers),
-    })
+    _print_facts(
+        {
+            "name": backbone.name,
+            "takes": f"{backbone.kind}s",
+            "licence": backbone.licence,
+            "parameters": f"{n_parameters:,}",
+            "transform": backbone.transform.text,
+            "default layers": ", ".join(backbone.default_layers),
+            "all layers": ", ".join(backbone.layers),
+        }
+    )
     return 0
 
 

@@ -209,8 +209,7 @@ def _check_array(array: Any, what: str) -> None:
         )
     if not np.issubdtype(array.dtype, np.floating):
         raise SchemaError(
-            f"{what} have dtype {array.dtype}; they must be floating point. "
-            "Use .astype('float32')."
+            f"{what} have dtype {array.dtype}; they must be floating point. Use .astype('float32')."
         )
     for name, index in array.indexes.items():
         if isinstance(index, pd.MultiIndex):
@@ -247,7 +246,9 @@ def _check_times(array: xr.DataArray, what: str) -> None:
     """Check that times rise within each run."""
     times = array["time"].values
     if not np.issubdtype(times.dtype, np.number):
-        raise SchemaError(f"{what}: coord 'time' must be in seconds, but its dtype is {times.dtype}.")
+        raise SchemaError(
+            f"{what}: coord 'time' must be in seconds, but its dtype is {times.dtype}."
+        )
     if "run" in array.coords:
         runs = array["run"].values
         inside = runs[1:] == runs[:-1]

@@ -58,7 +58,9 @@ class Stimuli(torch.utils.data.Dataset[torch.Tensor]):
             raise PairingError("There are no stimuli.")
         index = pd.Index(table.index.astype(str), name="stimulus")
         if not index.is_unique:
-            raise PairingError(f"Stimulus ids repeat: {listed(index[index.duplicated()].unique())}.")
+            raise PairingError(
+                f"Stimulus ids repeat: {listed(index[index.duplicated()].unique())}."
+            )
         self._sources = list(sources)
         self.table = table.set_axis(index, axis=0)
         self.kind = kind
@@ -161,7 +163,9 @@ class Stimuli(torch.utils.data.Dataset[torch.Tensor]):
     ) -> Stimuli:
         missing = [file for file in files if not file.is_file()]
         if missing:
-            raise MissingFileError(f"{len(missing)} stimulus files do not exist: {listed(missing)}.")
+            raise MissingFileError(
+                f"{len(missing)} stimulus files do not exist: {listed(missing)}."
+            )
         suffixes = {file.suffix.lower() for file in files}
         if suffixes <= set(VIDEO_SUFFIXES):
             videos = [VideoFile(file, n_frames) for file in files]

@@ -144,7 +144,9 @@ class Backbone:
                     f"`layers` has no module {name!r} in {self.name}. {did_you_mean(name, known)}"
                 )
         if not names:
-            raise UnknownNameError(f"`layers` is empty. {self.name} suggests {self.default_layers}.")
+            raise UnknownNameError(
+                f"`layers` is empty. {self.name} suggests {self.default_layers}."
+            )
         return list(dict.fromkeys(names))
 
     @cached_property
@@ -181,7 +183,8 @@ def _stages(module: nn.Module) -> list[str]:
     names = []
     for name, child in module.named_children():
         inner = [
-            f"{name}.{key}" for key, part in child.named_children()
+            f"{name}.{key}"
+            for key, part in child.named_children()
             if not isinstance(part, SKIPPED_KINDS)
         ]
         if isinstance(child, (nn.Sequential, nn.ModuleList)) and len(inner) > 3:

@@ -89,8 +89,11 @@ def gabor_kernels(n_orientations: int, wavelength: float) -> torch.Tensor:
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     envelope = torch.exp(-(x.square() + y.square()) / (2 * sigma**2))
     angles = torch.arange(n_orientations, dtype=torch.float64) * math.pi / n_orientations
-    phase = 2 * math.pi / wavelength * (
-        x * angles.cos()[:, None, None] + y * angles.sin()[:, None, None]
+    phase = (
+        2
+        * math.pi
+        / wavelength
+        * (x * angles.cos()[:, None, None] + y * angles.sin()[:, None, None])
     )
     kernels = torch.cat([envelope * phase.cos(), envelope * phase.sin()])
     offset = kernels.sum((-2, -1), keepdim=True) / envelope.sum()
@@ -111,7 +114,9 @@ class Pixels(nn.Module):
         return self.pixels(images.flatten(1))
 
 
-def load_gabor(*, size: int = 128, transform: dict[str, Any] | None = None, **options: Any) -> Backbone:
+def load_gabor(
+    *, size: int = 128, transform: dict[str, Any] | None = None, **options: Any
+) -> Backbone:
     """Return the Gabor energy pyramid over images of `size` x `size` pixels."""
     size = _only_size(transform, size)
     return Backbone(
@@ -157,4 +162,6 @@ def _squash(size: int) -> ImageTransform:
             v2.ToDtype(torch.float32, scale=True),
         ]
     )
-    return ImageTransform(function, f"resize to {size} x {size} (bilinear, antialiased), RGB in [0, 1]")
+    return ImageTransform(
+        function, f"resize to {size} x {size} (bilinear, antialiased), RGB in [0, 1]"
+    )

@@ -75,12 +75,16 @@ def load_backbone(
     source, _, network = name.partition(":")
     if source not in SOURCES or not network:
         raise UnknownNameError(_unknown(name))
-    if source == "timm":
-        from neurodl.backbones.timm import load
-    else:
-        from neurodl.backbones.torchvision import load
+    from neurodl.backbones import timm, torchvision
+
+    load = timm.load if source == "timm" else torchvision.load
     return load(
-        network, weights=weights, pretrained=pretrained, seed=seed, transform=overrides, **model_kwargs
+        network,
+        weights=weights,
+        pretrained=pretrained,
+        seed=seed,
+        transform=overrides,
+        **model_kwargs,
     )
 
 
@@ -109,13 +113,13 @@ def list_backbones(search: str | None = None) -> list[str]:
     found = [name for name in names if search.lower() in name.lower()]
     if not found:
         bare = {name.partition(":")[2] or name: name for name in names}
-        raise UnknownNameError(f"No backbone's name contains {search!r}. {did_you_mean(search, bare)}")
+        raise UnknownNameError(
+            f"No backbone's name contains {search!r}. {did_you_mean(search, bare)}"
+        )
     return found
 
 
-def _own(
-    module: nn.Module, weights: str | None, transform: Any
-) -> Backbone:
+def _own(module: nn.Module, weights: str | None, transform: Any) -> Backbone:
     if not isinstance(transform, (ImageTransform, VideoTransform)):
         raise TypeError(
             "A module of your own needs its transform: transform=ImageTransform(function, text), "

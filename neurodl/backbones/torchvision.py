@@ -44,7 +44,9 @@ def load(
         )
     entry = published[tag] if tag else published.DEFAULT
     with seeded(seed):
-        module = models.get_model(architecture, weights=None, **_kwargs(entry, pretrained, weights, model_kwargs))
+        module = models.get_model(
+            architecture, weights=None, **_kwargs(entry, pretrained, weights, model_kwargs)
+        )
     full_name = f"torchvision:{name}"
     if weights is not None:
         origin = load_weights(module, weights, full_name)
@@ -64,7 +66,9 @@ def load(
     )
 
 
-def _kwargs(entry: Any, pretrained: bool, weights: str | None, given: dict[str, Any]) -> dict[str, Any]:
+def _kwargs(
+    entry: Any, pretrained: bool, weights: str | None, given: dict[str, Any]
+) -> dict[str, Any]:
     """Return the options that published weights were trained with, under the given ones."""
     if not pretrained or weights is not None:
         return given

@@ -82,7 +82,9 @@ def load_weights(module: nn.Module, path: str | Path, name: str) -> str:
     state = read_state_dict(path)
     expected = module.state_dict()
     # A counter that old checkpoints lack, and that a network in evaluation mode does not read.
-    counters = {key: value for key, value in expected.items() if key.endswith("num_batches_tracked")}
+    counters = {
+        key: value for key, value in expected.items() if key.endswith("num_batches_tracked")
+    }
     state = {**counters, **state}
     missing = [key for key in expected if key not in state]
     unknown = [key for key in state if key not in expected]
@@ -94,7 +96,9 @@ def load_weights(module: nn.Module, path: str | Path, name: str) -> str:
     problems = [
         f"{len(found)} {what} ({listed(found, 4)})"
         for what, found in (
-            ("missing", missing), ("unknown", unknown), ("of another shape", misshapen)
+            ("missing", missing),
+            ("unknown", unknown),
+            ("of another shape", misshapen),
         )
         if found
     ]

@@ -135,9 +135,7 @@ class Experiment:
         table = None
         if responses is not None:
             known = stimuli.ids if stimuli is not None else None
-            responses = read_responses(
-                responses, ids=ids, fallback_ids=known, **responses_options
-            )
+            responses = read_responses(responses, ids=ids, fallback_ids=known, **responses_options)
             table = None if events is None else _read_runs_events(events, responses)
         return cls._assembled(stimuli, responses, table, betas, unpaired, name, card)
 
@@ -211,9 +209,7 @@ class Experiment:
         return f"<Experiment {self.name!r}: {self.stimuli!r}, responses {shown}>"
 
 
-def _pair(
-    stimuli: Stimuli, responses: xr.DataArray, unpaired: str
-) -> tuple[Stimuli, xr.DataArray]:
+def _pair(stimuli: Stimuli, responses: xr.DataArray, unpaired: str) -> tuple[Stimuli, xr.DataArray]:
     """Return stimuli and responses that belong to each other."""
     ids = sample_ids(responses)
     unknown = ids.difference(pd.Index(stimuli.ids), sort=False).unique()

@@ -96,7 +96,7 @@ def extract_features(
     run = _Extraction(backbone, stimuli, names, pool, chosen, use_amp, batch_size)
     values = run.memory() if cache is False else run.cached(cache_folder(_path(cache)))
     kept = np.isfinite(values[names[0]]).all(1)
-    unreadable = [stimuli.where(row) for row in np.flatnonzero(~kept)]
+    unreadable = [stimuli.where(int(row)) for row in np.flatnonzero(~kept)]
     if unreadable and on_unreadable == "raise":
         raise FileFormatError(
             f"{len(unreadable)} of {len(stimuli)} stimuli cannot be decoded: {listed(unreadable)}. "
@@ -110,15 +110,17 @@ def extract_features(
             stacklevel=2,
         )
     ids = np.array(stimuli.ids)[kept]
-    return check_features({
-        name: xr.DataArray(
-            values[name][kept],
-            dims=("stimulus", "feature"),
-            coords={"stimulus": ids},
-            attrs=run.attrs(name),
-        )
-        for name in names
-    })
+    return check_features(
+        {
+            name: xr.DataArray(
+                values[name][kept],
+                dims=("stimulus", "feature"),
+                coords={"stimulus": ids},
+                attrs=run.attrs(name),
+            )
+            for name in names
+        }
+    )
 
 
 def concatenate_features(
@@ -134,7 +136,11 @@ def concatenate_features(
     layers = check_features(features)
     arrays = list(layers.values())
     joined = xr.concat(
-        arrays, "feature", coords="minimal", compat="override", join="exact",
+        arrays,
+        "feature",
+        coords="minimal",
+        compat="override",
+        join="exact",
         combine_attrs="drop_conflicts",
     )
     return {name: joined.assign_attrs(layer="+".join(layers))}
@@ -190,15 +196,18 @@ class _Extraction:
     def cached(self, folder: Path) -> dict[str, np.ndarray]:
         """Read what the cache has and compute the chunks it lacks."""
         stimuli_hash = "".join(self._stimulus_hashes())
-        caches = {name: FeatureCache(folder, self._key(name, stimuli_hash), len(self.stimuli))
-                  for name in self.layers}
+        caches = {
+            name: FeatureCache(folder, self._key(name, stimuli_hash), len(self.stimuli))
+            for name in self.layers
+        }
         for _ in range(2):
             found = {name: cache.read() for name, cache in caches.items()}
             if all(values is not None for values in found.values()):
                 return {name: values for name, values in found.items() if values is not None}
             n_chunks = caches[self.layers[0]].n_chunks
             missing = [
-                chunk for chunk in range(n_chunks)
+                chunk
+                for chunk in range(n_chunks)
                 if not all(cache.has(chunk) for cache in caches.values())
             ]
             for chunk, rows in self._chunks(missing):
@@ -224,11 +233,17 @@ class _Extraction:
         if not chunks:
             return
         module = self.backbone.module.to(self.device)
-        with ThreadPoolExecutor(N_DECODERS) as pool, _Taps(self.backbone, self.layers, self.pool) as taps:
+        with (
+            ThreadPoolExecutor(N_DECODERS) as pool,
+            _Taps(self.backbone, self.layers, self.pool) as taps,
+        ):
             decode = [pool.submit(self._inputs, chunk) for chunk in chunks[:1]]
             for position, chunk in enumerate(progress(chunks, label=self.backbone.name)):
                 inputs = decode[position].result()
-                decode += [pool.submit(self._inputs, later) for later in chunks[position + 1 : position + 2]]
+                decode += [
+                    pool.submit(self._inputs, later)
+                    for later in chunks[position + 1 : position + 2]
+                ]
                 yield chunk, self._rows(module, taps, inputs)
 
     def _inputs(self, chunk: int) -> list[torch.Tensor | None]:

@@ -71,15 +71,16 @@ def pool_output(
     if pool in ("avg", "mean_patch"):
         return maps.flatten(2).mean(-1)
     side = int(pool.partition(":")[2])
-    size = tuple(min(side, extent) for extent in maps.shape[2:])
-    return functional.adaptive_avg_pool2d(maps, size).flatten(1).clone()
+    height, width = (min(side, extent) for extent in maps.shape[2:])
+    return functional.adaptive_avg_pool2d(maps, (height, width)).flatten(1).clone()
 
 
 def _class_token(output: torch.Tensor, n_prefix_tokens: int) -> torch.Tensor:
     if output.ndim != 3 or n_prefix_tokens == 0:
         raise ValueError(
             f"pool='cls' needs a transformer layer with a class token, but the output has shape "
-            f"{tuple(output.shape)} with {n_prefix_tokens} prefix tokens. Use 'mean_patch' or 'avg'."
+            f"{tuple(output.shape)} with {n_prefix_tokens} prefix tokens. Use 'mean_patch' or "
+            "'avg'."
         )
     return output[:, 0].float().clone()
 

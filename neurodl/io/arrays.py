@@ -178,7 +178,9 @@ def _named(values: np.ndarray, dims: Sequence[str] | None) -> xr.DataArray:
     known = (*SAMPLE_DIMS, "repeat", *TARGET_DIMS)
     unknown = [dim for dim in dims if dim not in known]
     if unknown:
-        raise FileFormatError(f"`dims` has the unknown {unknown[0]!r}. {did_you_mean(unknown[0], known)}")
+        raise FileFormatError(
+            f"`dims` has the unknown {unknown[0]!r}. {did_you_mean(unknown[0], known)}"
+        )
     if len(dims) != values.ndim:
         raise FileFormatError(
             f"The responses have shape {values.shape}; name their {values.ndim} dims in order, "

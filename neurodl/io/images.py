@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import warnings
@@ -160,13 +161,11 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         return _flatten_alpha(image.convert("RGBA"))
     if profile and image.mode in ("RGB", "CMYK", "L"):
-        try:
-            image = ImageCms.profileToProfile(
-                image, ImageCms.ImageCmsProfile(io.BytesIO(profile)), _SRGB, outputMode="RGB"
-            )
-        except ImageCms.PyCMSError:
-            # A profile that does not fit the pixels is ignored by every viewer as well.
-            pass
+        # A profile that does not fit the pixels is ignored by every viewer as well.
+        with contextlib.suppress(ImageCms.PyCMSError):
+            own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            converted = ImageCms.profileToProfile(image, own, _SRGB, outputMode="RGB")
+            return np.asarray(converted)
     return np.asarray(image.convert("RGB"))
 
 
@@ -204,7 +203,9 @@ def find_images(path: Path) -> dict[str, ImageFile | ZippedImage]:
             and not PurePosixPath(name).name.startswith(".")
         }
     if not found:
-        raise FileFormatError(f"No image was found in {path}; looked for {listed(IMAGE_SUFFIXES, 12)}.")
+        raise FileFormatError(
+            f"No image was found in {path}; looked for {listed(IMAGE_SUFFIXES, 12)}."
+        )
     return dict(sorted(found.items()))
 
 
@@ -248,16 +249,18 @@ def image_stack(
         value_range = _guess_range(images, name)
     low, high = map(float, value_range)
     if not high > low:
-        raise FileFormatError(f"value_range must be (low, high) with low < high, got {value_range}.")
+        raise FileFormatError(
+            f"value_range must be (low, high) with low < high, got {value_range}."
+        )
     scaled = (images.astype(np.float32) - low) * (255 / (high - low))
     return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
 
 
 def _guess_range(images: np.ndarray, name: str) -> tuple[float, float]:
     low, high = float(images.min()), float(images.max())
-    if np.issubdtype(images.dtype, np.integer) and 0 <= low and high <= 255:
+    if np.issubdtype(images.dtype, np.integer) and low >= 0 and high <= 255:
         return 0.0, 255.0
-    if np.issubdtype(images.dtype, np.floating) and 0 <= low and high <= 1:
+    if np.issubdtype(images.dtype, np.floating) and low >= 0 and high <= 1:
         return 0.0, 1.0
     raise FileFormatError(
         f"{name} hold {images.dtype} values from {low:g} to {high:g}. Say what black and white "

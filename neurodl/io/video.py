@@ -80,7 +80,9 @@ def read_frames(path: Path, n_frames: int | None = None, *, reader: str = "auto"
 def _frame_indices(n_total: int, n_frames: int | None, path: Path) -> np.ndarray:
     if n_total == 0:
         raise FileFormatError(f"The video {path} has no frames.")
-    return np.arange(n_total) if n_frames is None else np.linspace(0, n_total - 1, n_frames, dtype=int)
+    return (
+        np.arange(n_total) if n_frames is None else np.linspace(0, n_total - 1, n_frames, dtype=int)
+    )
 
 
 def _read_decord(path: Path, n_frames: int | None) -> np.ndarray:

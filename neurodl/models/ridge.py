@@ -122,7 +122,12 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
             Values are not finite, lengths differ, or a parameter is out of range.
         """
         X, y = validate_data(
-            self, X, y, dtype=(np.float64, np.float32), multi_output=True, y_numeric=True,
+            self,
+            X,
+            y,
+            dtype=(np.float64, np.float32),
+            multi_output=True,
+            y_numeric=True,
             ensure_min_samples=2,
         )
         self._check_parameters()
@@ -160,7 +165,11 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
             raise ValueError(f"`alphas` must be 'auto' or numbers, but got {self.alphas!r}.")
         if not isinstance(self.alphas, str):
             alphas = np.atleast_1d(np.asarray(self.alphas, float))
-            if alphas.ndim != 1 or not len(alphas) or not (np.isfinite(alphas) & (alphas > 0)).all():
+            if (
+                alphas.ndim != 1
+                or not len(alphas)
+                or not (np.isfinite(alphas) & (alphas > 0)).all()
+            ):
                 raise ValueError(f"`alphas` must be finite and > 0, but got {self.alphas}.")
         if not 0 < self.sd_floor <= 1:
             raise ValueError(f"`sd_floor` must lie in (0, 1], but got {self.sd_floor}.")
@@ -220,10 +229,12 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         if not inner:
             index = torch.zeros(n_targets, dtype=torch.long, device=targets.device)
             return index, torch.full((n_targets,), torch.nan, device=targets.device)
-        scores = torch.stack([
-            cv_scores(spectrum, targets[train], targets[test], grid, self.scoring)
-            for train, test, spectrum in inner
-        ])
+        scores = torch.stack(
+            [
+                cv_scores(spectrum, targets[train], targets[test], grid, self.scoring)
+                for train, test, spectrum in inner
+            ]
+        )
         index = best_alpha(scores)
         return index, scores.nanmean(0).gather(0, index[None])[0]
 

@@ -52,7 +52,9 @@ def noise_ceiling(
     check_responses(responses)
     stacked = responses if "repeat" in responses.dims else stack_repeats(responses)
     if stacked.ndim != 3:
-        raise SchemaError(f"noise_ceiling needs one value per presentation, got dims {stacked.dims}.")
+        raise SchemaError(
+            f"noise_ceiling needs one value per presentation, got dims {stacked.dims}."
+        )
     if stacked.sizes["repeat"] < 2:
         raise SchemaError("A noise ceiling needs stimuli that were repeated; each was shown once.")
     values = stacked.values.astype(np.float64)

@@ -123,7 +123,10 @@ def cross_validate(
             "No target can be scored: all have missing values or do not vary in some fold."
         )
     fold_scores = _Fits(model, observed, used, splits, labels, keep_predictions)
-    results = [fold_scores.layer(array.values) for array in progress(layers.values(), label="fit", total=len(layers))]
+    results = [
+        fold_scores.layer(array.values)
+        for array in progress(layers.values(), label="fit", total=len(layers))
+    ]
     fold_scores.warn()
     scores = _dataset(results, layers, responses, splits, keep_predictions, observed)
     if ceiling is not None:
@@ -133,7 +136,9 @@ def cross_validate(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": " ".join(repr(model).split()),
         "cv": text,
-        "groups": groups if isinstance(groups, str) else ("given" if groups is not None else "none"),
+        "groups": groups
+        if isinstance(groups, str)
+        else ("given" if groups is not None else "none"),
         "seed": seed,
         "n_folds": len(splits),
         "n_samples": len(observed),
@@ -157,10 +162,11 @@ def _own_ceiling(responses: xr.DataArray) -> xr.DataArray | None:
     """Return the reliability of what is scored, where there are repeats to tell it from."""
     if "repeat" in responses.dims and responses.ndim == 3:
         return noise_ceiling(responses) if responses.sizes["repeat"] > 1 else None
-    if sample_dim(responses) == "presentation" and responses.ndim == 2:
-        if not pd.Index(responses["stimulus"].values).is_unique:
-            return noise_ceiling(responses, n_averaged="one")
-    return None
+    if sample_dim(responses) != "presentation" or responses.ndim != 2:
+        return None
+    if pd.Index(responses["stimulus"].values).is_unique:
+        return None
+    return noise_ceiling(responses, n_averaged="one")
 
 
 def _paired(
@@ -296,7 +302,9 @@ def _dataset(
     observed: np.ndarray,
 ) -> xr.Dataset:
     target, samples = target_dim(responses), str(responses.dims[0])
-    names = [name for name in ("r", "r2", "alpha") if any(np.isfinite(x[name]).any() for x in results)]
+    names = [
+        name for name in ("r", "r2", "alpha") if any(np.isfinite(x[name]).any() for x in results)
+    ]
     names = list(dict.fromkeys(["r", "r2", *names]))
     data: dict[str, Any] = {
         name: (("layer", "fold", target), np.stack([result[name] for result in results]))
@@ -314,9 +322,12 @@ def _dataset(
             coords[key] = ("layer", values)
     coords["n_features"] = ("layer", [array.shape[1] for array in layers.values()])
     if keep_predictions:
-        data["predicted"] = (("layer", samples, target), np.stack([x["predicted"] for x in results]))
+        data["predicted"] = (
+            ("layer", samples, target),
+            np.stack([x["predicted"] for x in results]),
+        )
         data["observed"] = ((samples, target), observed)
-        coords |= {k: v for k, v in responses.coords.items() if v.dims == (samples,)}
+        coords |= {str(k): v for k, v in responses.coords.items() if v.dims == (samples,)}
     return xr.Dataset(data, coords)
 
 

@@ -100,9 +100,7 @@ def _is_explicit(cv: Any) -> bool:
     return not isinstance(cv, (numbers.Integral, str)) and not hasattr(cv, "split")
 
 
-def _splitter(
-    cv: Any, labels: np.ndarray | None, n_rows: int, seed: int
-) -> tuple[Any, str]:
+def _splitter(cv: Any, labels: np.ndarray | None, n_rows: int, seed: int) -> tuple[Any, str]:
     if isinstance(cv, str):
         if cv != LEAVE_ONE_GROUP_OUT:
             raise UnknownNameError(
@@ -157,7 +155,7 @@ def _check_repeats(splits: list[Split], stimuli: np.ndarray) -> None:
         shared = pd.Index(stimuli[test]).unique().intersection(stimuli[train])
         if len(shared):
             raise ValueError(
-                f"In fold {number}, {len(shared)} stimuli ({listed(shared, 3)}) are presented both in "
-                "training and in test rows, so the score would measure memory. Average the repeats "
-                "first (average_repeats), use groups='stimulus', or say repeats_across_folds=True."
+                f"In fold {number}, {len(shared)} stimuli ({listed(shared, 3)}) are presented both "
+                "in training and in test rows, so the score would measure memory. Average the "
+                "repeats first (average_repeats), use groups='stimulus', or say repeats_across_folds=True."
             )

@@ -135,19 +135,21 @@ def _study_file(backbone: str, weights: str | Path | None, pretrained: bool, see
     elif not pretrained:
         network |= {"pretrained": False, "seed": seed}
     experiment = "experiment"
-    return tomli_w.dumps({
-        "study": {"name": "demo", "title": "Simulated natural images", "seed": seed},
-        "stimuli": {"path": f"{experiment}/stimuli"},
-        "bids": {
-            "root": experiment,
-            "subject": "01",
-            "task": "images",
-            "mask": f"{experiment}/rois.nii.gz",
-            "atlas_labels": f"{experiment}/rois.tsv",
-        },
-        "betas": {"method": BETAS},
-        "features": [{"backbone": "pixels"}, {"backbone": "gabor"}, network],
-    })
+    return tomli_w.dumps(
+        {
+            "study": {"name": "demo", "title": "Simulated natural images", "seed": seed},
+            "stimuli": {"path": f"{experiment}/stimuli"},
+            "bids": {
+                "root": experiment,
+                "subject": "01",
+                "task": "images",
+                "mask": f"{experiment}/rois.nii.gz",
+                "atlas_labels": f"{experiment}/rois.tsv",
+            },
+            "betas": {"method": BETAS},
+            "features": [{"backbone": "pixels"}, {"backbone": "gabor"}, network],
+        }
+    )
 
 
 def _check_network(backbone: str, weights: str | Path | None) -> None:

@@ -27,15 +27,17 @@ def analysis_script(study: Study) -> str:
     parts.append(_scores(study))
     title = study.study.title or study.study.name
     name = " ".join(study.study.name.split()).replace("\\", " ").replace('"', "'")
-    return "\n\n".join([
-        f'"""Analysis of the study "{name}", written by neurodl {__version__}.\n\n'
-        'Run it to compute the scores again and to write a report beside this file.\n"""',
-        "from pathlib import Path\n\nimport neurodl as ndl",
-        *parts,
-        'if __name__ == "__main__":\n'
-        f"    report = ndl.report(scores, experiment, title={_quoted(title)})\n"
-        '    print(report.save(Path(__file__).with_name("analysis.html")))\n',
-    ])
+    return "\n\n".join(
+        [
+            f'"""Analysis of the study "{name}", written by neurodl {__version__}.\n\n'
+            'Run it to compute the scores again and to write a report beside this file.\n"""',
+            "from pathlib import Path\n\nimport neurodl as ndl",
+            *parts,
+            'if __name__ == "__main__":\n'
+            f"    report = ndl.report(scores, experiment, title={_quoted(title)})\n"
+            '    print(report.save(Path(__file__).with_name("analysis.html")))\n',
+        ]
+    )
 
 
 def call(function: str, *args: Any, **kwargs: Any) -> str:
@@ -153,14 +155,14 @@ def _features(entry: FeaturesSection, label: str, study: Study, several: bool) -
         lines.append("layers |= ndl.concatenate_features(layers)")
     name = f'f"{label}/{{layer}}"' if several and _plain(label) else "layer"
     if several and not _plain(label):
-        name = f'{label + "/"!r} + layer'
+        name = f"{label + '/'!r} + layer"
     lines.append(f"features |= {{{name}: values for layer, values in layers.items()}}")
     return "\n".join(lines)
 
 
 def _plain(label: str) -> bool:
     """Return whether a label can stand in an f-string as it is."""
-    return not set(label) & set("{}\"\\\n")
+    return not set(label) & set('{}"\\\n')
 
 
 def _extraction(entry: FeaturesSection, study: Study) -> list[str]:

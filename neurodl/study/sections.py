@@ -146,9 +146,7 @@ class ModelSection(Section):
 class CvSection(Section):
     """The outer folds."""
 
-    folds: int | Literal["leave-one-group-out"] = _key(
-        "a whole number or 'leave-one-group-out'", 5
-    )
+    folds: int | Literal["leave-one-group-out"] = _key("a whole number or 'leave-one-group-out'", 5)
     groups: str | None = _key("a coord of the responses to keep together, such as 'run'")
     repeats_across_folds: bool = _key("true or false: let repeats train and test", False)
 

@@ -26,7 +26,9 @@ def test_modules_import_only_what_stands_to_their_left():
 
 
 def test_import_loads_neither_torch_nor_numpy():
-    code = "import sys, neurodl; print([n for n in ('torch', 'numpy', 'xarray') if n in sys.modules])"
+    code = (
+        "import sys, neurodl; print([n for n in ('torch', 'numpy', 'xarray') if n in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

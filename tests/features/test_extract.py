@@ -1,4 +1,4 @@
-"""Extraction: equal to the network's own forward pass, cached, resumed, and honest about failure."""
+"""Extraction: equal to the network's own forward pass, cached, resumed, honest about failure."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ def make_stimuli(n=150, seed=0):
 
 def test_equals_a_direct_forward_pass_and_survives_in_place_relu(backbone):
     stimuli = make_stimuli(10)
-    found = extract_features(backbone, stimuli, ["conv", "relu", "second"], pool="flatten", cache=False)
+    found = extract_features(
+        backbone, stimuli, ["conv", "relu", "second"], pool="flatten", cache=False
+    )
     images = torch.stack([to_tensor(s.movedim(0, -1).numpy()) for s in stimuli])
     net = backbone.module
     with torch.no_grad():
@@ -168,7 +170,9 @@ def _slow_extraction(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_kill_in_the_middle_loses_only_the_unfinished_chunk(backbone, tmp_path):
-    process = multiprocessing.get_context("spawn").Process(target=_slow_extraction, args=(tmp_path,))
+    process = multiprocessing.get_context("spawn").Process(
+        target=_slow_extraction, args=(tmp_path,)
+    )
     process.start()
     deadline = time.monotonic() + 60
     while len(list(tmp_path.glob("features/*/c/*/0"))) < 2 and time.monotonic() < deadline:

@@ -81,7 +81,9 @@ def test_held_out_r_in_float32_is_exact_to_1e5():
     X, Y = simulate(300, 1000, n_targets=200)
     train, test = np.arange(240), np.arange(240, 300)
     model = RidgeCV(ALPHAS, standardize=False, device="cpu")
-    predicted = model.fit(X[train].astype("f4"), Y[train].astype("f4")).predict(X[test].astype("f4"))
+    predicted = model.fit(X[train].astype("f4"), Y[train].astype("f4")).predict(
+        X[test].astype("f4")
+    )
     for alpha in np.unique(model.alpha_):
         targets = np.flatnonzero(model.alpha_ == alpha)
         oracle = Ridge(alpha=alpha).fit(X[train], Y[train][:, targets]).predict(X[test])

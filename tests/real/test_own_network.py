@@ -37,8 +37,12 @@ class CifarResNet(nn.Module):
         self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         self.layer1 = nn.Sequential(*(Block(16, 16, 1) for _ in range(n_blocks)))
-        self.layer2 = nn.Sequential(Block(16, 32, 2), *(Block(32, 32, 1) for _ in range(n_blocks - 1)))
-        self.layer3 = nn.Sequential(Block(32, 64, 2), *(Block(64, 64, 1) for _ in range(n_blocks - 1)))
+        self.layer2 = nn.Sequential(
+            Block(16, 32, 2), *(Block(32, 32, 1) for _ in range(n_blocks - 1))
+        )
+        self.layer3 = nn.Sequential(
+            Block(32, 64, 2), *(Block(64, 64, 1) for _ in range(n_blocks - 1))
+        )
         self.linear = nn.Linear(64, 10)
 
     def forward(self, images):
@@ -50,7 +54,9 @@ class CifarResNet(nn.Module):
 @pytest.fixture
 def transform():
     steps = [v2.Resize((32, 32)), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]
-    return ndl.ImageTransform(v2.Compose([*steps, v2.Normalize(MEAN, STD)]), "32 x 32, ImageNet mean and std")
+    return ndl.ImageTransform(
+        v2.Compose([*steps, v2.Normalize(MEAN, STD)]), "32 x 32, ImageNet mean and std"
+    )
 
 
 @pytest.fixture

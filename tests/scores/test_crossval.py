@@ -152,23 +152,32 @@ def test_presentations_of_a_stimulus_stay_in_one_fold(features, responses):
     twice = xr.concat([responses, responses + 0.1], "stimulus")
     ids = twice["stimulus"].values
     shown = twice.drop_vars("stimulus").rename(stimulus="presentation")
-    shown = shown.assign_coords(stimulus=("presentation", ids), run=("presentation", ["1"] * 60 + ["2"] * 60))
+    shown = shown.assign_coords(
+        stimulus=("presentation", ids), run=("presentation", ["1"] * 60 + ["2"] * 60)
+    )
     splits, _, text = make_splits(shown, 5)
     assert all(not set(ids[train]) & set(ids[test]) for train, test in splits)
     assert text == "5 folds by stimulus"
     with pytest.raises(ValueError, match=r"60 stimuli .* both in\s+training and in test"):
-        cross_validate(RidgeCV(device="cpu"), features, shown, cv="leave-one-group-out", groups="run")
+        cross_validate(
+            RidgeCV(device="cpu"), features, shown, cv="leave-one-group-out", groups="run"
+        )
 
 
 def time_series():
     rng = np.random.default_rng(0)
-    coords = {"time": np.tile(np.arange(30) * 2.0, 3), "run": ("time", np.repeat(["1", "2", "3"], 30))}
+    coords = {
+        "time": np.tile(np.arange(30) * 2.0, 3),
+        "run": ("time", np.repeat(["1", "2", "3"], 30)),
+    }
     X = xr.DataArray(
         rng.standard_normal((90, 4)).astype("f4"), dims=("time", "feature"), coords=coords
     )
     Y = xr.DataArray(
         (X.values @ rng.standard_normal((4, 6))).astype("f4"),
-        dims=("time", "voxel"), coords=coords, attrs={"units": "BOLD", "tr": 2.0},
+        dims=("time", "voxel"),
+        coords=coords,
+        attrs={"units": "BOLD", "tr": 2.0},
     )
     return X, Y
 
@@ -177,7 +186,9 @@ def test_time_series_need_groups():
     X, Y = time_series()
     with pytest.raises(ValueError, match="groups='run'"):
         cross_validate(RidgeCV(device="cpu"), X, Y)
-    scores = cross_validate(RidgeCV(device="cpu", cv=2), X, Y, cv="leave-one-group-out", groups="run")
+    scores = cross_validate(
+        RidgeCV(device="cpu", cv=2), X, Y, cv="leave-one-group-out", groups="run"
+    )
     assert scores.sizes["fold"] == 3
     assert scores["n_test"].values.tolist() == [30, 30, 30]
     assert float(scores["r"].min()) > 0.99

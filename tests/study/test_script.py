@@ -71,14 +71,16 @@ def test_values_reach_their_arguments(folder):
         script_of(
             folder,
             stimuli={"path": "images.npz", "ids": "ids.txt"},
-            features=[{
-                "backbone": "torchvision:resnet18",
-                "weights": "w.pth",
-                "layers": ["layer1"],
-                "pool": "mean",
-                "transform": {"mean": [0.5, 0.5, 0.5]},
-                "options": {"progress": False},
-            }],
+            features=[
+                {
+                    "backbone": "torchvision:resnet18",
+                    "weights": "w.pth",
+                    "layers": ["layer1"],
+                    "pool": "mean",
+                    "transform": {"mean": [0.5, 0.5, 0.5]},
+                    "options": {"progress": False},
+                }
+            ],
             model={"alphas": [1.0, 10.0], "standardize": False},
             cv={"folds": 3, "groups": "run"},
             run={"device": "cpu", "cache": False, "on_unreadable": "skip"},
