@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 
@@ -16,6 +17,12 @@ def recordings() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the recordings are not at {folder}; set NEURODL_RECORDINGS to their folder")
     return folder
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Random numbers, the same in every test."""
+    return np.random.default_rng(0)
 
 
 @pytest.fixture(autouse=True)

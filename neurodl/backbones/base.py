@@ -40,6 +40,34 @@ class ImageTransform:
         return torch.as_tensor(self.function(image_ops.to_pil_image(pixels)))
 
 
+def describe_transform(
+    resize: Any, crop: Any, interpolation: str, mean: Any, std: Any, *, antialias: bool = True
+) -> str:
+    """Return a transform as text.
+
+    Examples
+    --------
+    >>> describe_transform(256, 224, "bilinear", [0.5] * 3, [0.2] * 3, antialias=False)
+    'shorter side to 256 (bilinear), centre crop 224 x 224, mean 0.5 0.5 0.5, std 0.2 0.2 0.2'
+    """
+    sizes = [int(size) for size in (resize if isinstance(resize, (list, tuple)) else [resize])]
+    crops = [int(size) for size in (crop if isinstance(crop, (list, tuple)) else [crop])]
+    scaled = f"shorter side to {sizes[0]}" if len(sizes) == 1 else f"resize to {_by(sizes)}"
+    smooth = ", antialiased" if antialias else ""
+    return (
+        f"{scaled} ({interpolation}{smooth}), centre crop {_by(crops * (3 - len(crops)))}, "
+        f"mean {_numbers(mean)}, std {_numbers(std)}"
+    )
+
+
+def _by(sizes: Sequence[int]) -> str:
+    return " x ".join(map(str, sizes))
+
+
+def _numbers(values: Any) -> str:
+    return " ".join(f"{float(value):.6g}" for value in values)
+
+
 @dataclass(frozen=True)
 class VideoTransform:
     """From the uint8 frames of a clip to a video network's input (3, t, height, width)."""

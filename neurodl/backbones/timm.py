@@ -9,7 +9,7 @@ import timm
 from timm.data import create_transform, resolve_data_config
 from torch import nn
 
-from neurodl.backbones.base import Backbone, ImageTransform
+from neurodl.backbones.base import Backbone, ImageTransform, describe_transform
 from neurodl.backbones.weights import explain_download, load_weights, seeded
 from neurodl.errors import UnknownNameError, did_you_mean
 
@@ -84,4 +84,20 @@ def _transform(module: nn.Module, overrides: Mapping[str, Any]) -> ImageTransfor
     if isinstance(size, int):
         config["input_size"] = (3, size, size)
     function = create_transform(**config, is_training=False)
-    return ImageTransform(function, " ".join(repr(function).split()))
+    return ImageTransform(function, _described(function))
+
+
+def _described(function: Any) -> str:
+    """Return a transform of timm as text: its usual four steps, or whatever it prints as."""
+    steps = {type(step).__name__: step for step in function.transforms}
+    if set(steps) != {"Resize", "CenterCrop", "MaybeToTensor", "Normalize"}:
+        return " ".join(repr(function).split())
+    resize, normalize = steps["Resize"], steps["Normalize"]
+    return describe_transform(
+        resize.size,
+        steps["CenterCrop"].size,
+        resize.interpolation.value,
+        normalize.mean.tolist(),
+        normalize.std.tolist(),
+        antialias=bool(resize.antialias),
+    )

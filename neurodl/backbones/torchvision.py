@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 from torchvision import models
+from torchvision.transforms._presets import VideoClassification
 
-from neurodl.backbones.base import Backbone, ImageTransform, VideoTransform
+from neurodl.backbones.base import Backbone, ImageTransform, VideoTransform, describe_transform
 from neurodl.backbones.weights import explain_download, load_weights, seeded
 from neurodl.errors import UnknownNameError, did_you_mean
 
@@ -95,10 +96,18 @@ def _download(module: nn.Module, entry: Any, name: str) -> str:
 def _transform(entry: Any, overrides: dict[str, Any]) -> ImageTransform | VideoTransform:
     """Return the evaluation transform of published weights, with single values replaced."""
     factory: partial[Any] = entry.transforms
-    known = {"crop_size", "resize_size", "mean", "std", "interpolation", "antialias"}
+    known = {"crop_size", "resize_size", "mean", "std", "interpolation"}
     for key in overrides:
         if key not in known:
             raise UnknownNameError(f"`transform` has no option {key!r}. {did_you_mean(key, known)}")
     function = factory(**overrides)
-    text = " ".join(repr(function).split())
-    return (VideoTransform if "VideoClassification" in text else ImageTransform)(function, text)
+    is_video = isinstance(function, VideoClassification)
+    text = describe_transform(
+        function.resize_size,
+        function.crop_size,
+        function.interpolation.value,
+        function.mean,
+        function.std,
+        antialias=not is_video,
+    )
+    return (VideoTransform if is_video else ImageTransform)(function, text)

@@ -157,5 +157,6 @@ def _check_repeats(splits: list[Split], stimuli: np.ndarray) -> None:
             raise ValueError(
                 f"In fold {number}, {len(shared)} stimuli ({listed(shared, 3)}) are presented both "
                 "in training and in test rows, so the score would measure memory. Average the "
-                "repeats first (average_repeats), use groups='stimulus', or say repeats_across_folds=True."
+                "repeats first (average_repeats), use groups='stimulus', or say "
+                "repeats_across_folds=True."
             )
