@@ -30,7 +30,7 @@ def read_responses(
     fallback_ids: Sequence[str] | None = None,
     dims: Sequence[str] | None = None,
     key: str | None = None,
-    units: str = "a.u.",
+    units: str | None = None,
     subject: str | None = None,
     tr: float | None = None,
     bin_width: float | None = None,
@@ -50,14 +50,14 @@ def read_responses(
         stored beside the responses (npz key ``stimulus`` or ``ids``, the table's column).
     fallback_ids : sequence of str, optional
         The ids in order, used only if there are none anywhere else and their number is the
-        number of rows.
+        number of rows. NIfTI without `ids` is a time series and needs none.
     dims : sequence of str, optional
         The dims in the order of storage, e.g. ``("unit", "stimulus")``; by default
         ``("stimulus", "unit")``, or ``("stimulus", "repeat", "unit")`` in three dimensions.
     key : str, optional
         Which array of an npz file.
-    units, subject
-        Kept as attrs.
+    units, subject : str, optional
+        Kept as attrs. Units are "BOLD" for NIfTI and "a.u." else, unless given.
     tr, bin_width : float, optional
         Sampling interval of a time dim [s].
     roi : sequence of str or path, optional
@@ -78,10 +78,20 @@ def read_responses(
     if isinstance(source, xr.DataArray):
         return check_responses(source)
     if _is_nifti(source):
-        row_ids = _text_lines(ids)
-        return read_nifti(
-            source, mask, ids=row_ids, tr=tr, subject=subject, units=units, **nifti_options
+        unused = {"dims": dims, "key": key, "bin_width": bin_width}
+        given = [name for name, value in unused.items() if value is not None]
+        if given:
+            raise ValueError(f"{listed(given)} say nothing for NIfTI responses; leave them out.")
+        read = read_nifti(
+            source,
+            mask,
+            ids=_text_lines(ids),
+            tr=tr,
+            subject=subject,
+            units=units or "BOLD",
+            **nifti_options,
         )
+        return read if roi is None else _with_roi(read, roi)
     if nifti_options or mask is not None:
         given = [*nifti_options, *(["mask"] if mask is not None else [])]
         raise ValueError(f"{listed(given)} are only for NIfTI responses, but got {source!r:.80}.")
@@ -100,16 +110,14 @@ def read_responses(
     row_ids = _text_lines(ids) if ids is not None else stored_ids
     array = _named(values, dims)
     array = _with_ids(array, row_ids, fallback_ids, tr or bin_width)
-    array.attrs["units"] = units
+    array.attrs["units"] = units or "a.u."
     for name, value in {"subject": subject, "tr": tr, "bin_width": bin_width}.items():
         if value is not None:
             array.attrs[name] = value
     target = str(array.dims[-1])
     if names is not None:
         array = array.assign_coords({target: names})
-    if roi is not None:
-        array = array.assign_coords(roi=(target, _per_target(_text_lines(roi), array, "roi")))
-    return check_responses(array)
+    return check_responses(array if roi is None else _with_roi(array, roi))
 
 
 def _is_nifti(source: Any) -> bool:
@@ -240,8 +248,9 @@ def _text_lines(values: Sequence[str] | str | Path | None) -> list[str] | None:
     return [str(value) for value in values]
 
 
-def _per_target(values: list[str] | None, array: xr.DataArray, name: str) -> list[str]:
-    n_targets = array.shape[-1]
-    if values is None or len(values) != n_targets:
-        raise PairingError(f"`{name}` has {len(values or [])} entries for {n_targets} targets.")
-    return values
+def _with_roi(array: xr.DataArray, roi: Sequence[str] | str | Path) -> xr.DataArray:
+    """Name the ROI of each target."""
+    names = _text_lines(roi) or []
+    if len(names) != array.shape[-1]:
+        raise PairingError(f"`roi` has {len(names)} entries for {array.shape[-1]} targets.")
+    return array.assign_coords(roi=(str(array.dims[-1]), names))

