@@ -6,6 +6,11 @@ fewer samples than features, e and Q are the eigensystem of the kernel X X' and
 ``B = Q, T = K_test Q`` (dual); otherwise e and V are that of X' X and
 ``B = X V, T = X_test V`` (primal). Decompositions run in float64, products with the targets in
 the dtype of the data.
+
+All penalties share one product with the targets. As functions of the eigenvalue, the filters
+``1 / (e + alpha)`` of any number of penalties are combinations of about a dozen; `held_out` finds
+these by a singular value decomposition weighted by what reaches the predictions, and
+`HeldOut.scores` mixes their predictions into the score of every penalty.
 """
 
 from __future__ import annotations
@@ -14,17 +19,17 @@ from typing import NamedTuple
 
 import torch
 
-from neurodl.metrics import pearson_r, r2
-
 N_FEATURES_BLOCK = 4096
-SCORERS = {"r2": r2, "r": pearson_r}
+SCORINGS = ("r2", "r")
+# Filters whose share of any prediction is smaller are left out.
+FILTER_TOLERANCE = 1e-6
 
 
 class Spectrum(NamedTuple):
-    """The eigensystem of one training set, with the bases that predictions are made of.
+    """The eigensystem of one training set, with the bases that predictions are made of: float64.
 
-    eigenvalues : (rank,), float64
-    train_basis : (n_train, rank), maps centred targets to the eigenbasis
+    eigenvalues : (rank,)
+    train_basis : (n_train, rank), maps targets to the eigenbasis; its columns sum to 0
     test_basis : (n_test, rank), maps the filtered targets to predictions, or None
     weight_basis : (n_train | n_features, rank), maps them to dual or primal coefficients
     """
@@ -35,35 +40,54 @@ class Spectrum(NamedTuple):
     weight_basis: torch.Tensor
 
 
-def gram(X: torch.Tensor) -> torch.Tensor:
-    """Return the linear kernel of the centred rows of `X` in float64, shape (n_samples, n_samples).
+def gram(X: torch.Tensor, smallest_alpha: float = 0.0) -> torch.Tensor:
+    """Return the linear kernel of the rows of `X` in float64, shape (n_samples, n_samples).
 
-    Summed in float64, a block of features at a time: small penalties divide by the smallest
-    eigenvalues, and float32 sums would already have lost those.
+    Summed a block of features at a time. Small penalties divide by the smallest eigenvalues,
+    which float32 products would have lost: they are used only where their rounding error is far
+    below `smallest_alpha`.
+
+    Parameters
+    ----------
+    X : torch.Tensor, shape (n_samples, n_features)
+        Centred, or nearly so.
+    smallest_alpha : float
+        The smallest penalty that will be added to the kernel.
     """
-    kernel = torch.zeros(len(X), len(X), dtype=torch.float64, device=X.device)
+    n_samples, n_features = X.shape
+    kernel = torch.zeros(n_samples, n_samples, dtype=torch.float64, device=X.device)
+    single = X.dtype == torch.float32 and _product_error(X) < 1e-3 * smallest_alpha
     for block in X.split(N_FEATURES_BLOCK, dim=1):
-        centred = block.double()
-        centred = centred - centred.mean(0)
-        kernel.addmm_(centred, centred.T)
+        if single:
+            kernel += block @ block.T
+        else:
+            block = block.double()
+            kernel.addmm_(block, block.T)
     return kernel
 
 
-def dual_spectrum(
-    kernel: torch.Tensor, train: torch.Tensor, test: torch.Tensor | None, dtype: torch.dtype
-) -> Spectrum:
+def _product_error(X: torch.Tensor) -> float:
+    """Return about how far a float32 kernel's eigenvalues are off: a random matrix's norm."""
+    n_samples, n_features = X.shape
+    variance = float(X.square().mean())
+    width = min(n_features, N_FEATURES_BLOCK)
+    rounding = torch.finfo(torch.float32).eps * width**0.5 * variance
+    return 2 * rounding * n_samples**0.5 * (n_features / width) ** 0.5
+
+
+def dual_spectrum(kernel: torch.Tensor, train: torch.Tensor, test: torch.Tensor | None) -> Spectrum:
     """Return the spectrum of the rows `train` of a kernel, centred on just these rows."""
     inner = kernel[train][:, train]
     column_mean = inner.mean(0)
     grand_mean = column_mean.mean()
     centred = inner - column_mean - column_mean[:, None] + grand_mean
     eigenvalues, vectors = torch.linalg.eigh(centred)
-    basis = (vectors - vectors.mean(0)).to(dtype)
+    basis = vectors - vectors.mean(0)
     test_basis = None
     if test is not None:
         outer = kernel[test][:, train]
         outer = outer - outer.mean(1, keepdim=True) - column_mean + grand_mean
-        test_basis = (outer @ vectors).to(dtype)
+        test_basis = outer @ vectors
     return Spectrum(eigenvalues.clamp_min(0), basis, test_basis, basis)
 
 
@@ -74,74 +98,142 @@ def with_primal_weights(spectrum: Spectrum, X: torch.Tensor) -> Spectrum:
     coefficients would divide first and leave the cancellation to every prediction.
     """
     centred = X.double() - X.double().mean(0)
-    weight_basis = (centred.T @ spectrum.weight_basis.double()).to(X.dtype)
-    return spectrum._replace(weight_basis=weight_basis)
+    return spectrum._replace(weight_basis=centred.T @ spectrum.weight_basis)
 
 
-def primal_spectrum(
-    X: torch.Tensor, train: torch.Tensor, test: torch.Tensor | None, dtype: torch.dtype
-) -> Spectrum:
+def primal_spectrum(X: torch.Tensor, train: torch.Tensor, test: torch.Tensor | None) -> Spectrum:
     """Return the spectrum of the rows `train` of the feature covariance."""
-    mean = X[train].double().mean(0)
-    centred = X[train].double() - mean
-    eigenvalues, vectors = torch.linalg.eigh(centred.T @ centred)
-    test_basis = None if test is None else ((X[test].double() - mean) @ vectors).to(dtype)
-    return Spectrum(
-        eigenvalues.clamp_min(0), (centred @ vectors).to(dtype), test_basis, vectors.to(dtype)
-    )
+    rows = X[train].double()
+    mean = rows.mean(0)
+    rows -= mean
+    eigenvalues, vectors = torch.linalg.eigh(rows.T @ rows)
+    test_basis = None if test is None else (X[test].double() - mean) @ vectors
+    return Spectrum(eigenvalues.clamp_min(0), rows @ vectors, test_basis, vectors)
 
 
-def cv_scores(
-    spectrum: Spectrum,
-    Y_train: torch.Tensor,
-    Y_test: torch.Tensor,
-    alphas: torch.Tensor,
-    scoring: str,
-) -> torch.Tensor:
-    """Return the score of every alpha on held-out rows.
+class HeldOut(NamedTuple):
+    """The predictions of held-out rows at all penalties: a few basis predictions, and their mixing.
+
+    project : (n_train, k) or None, maps targets of training rows to k numbers (None: k = n_train)
+    basis : (k, rank * q), maps these to `rank` basis predictions of q numbers each
+    mixing : (n_alphas, rank), how the predictions of each penalty are made of them
+    reduce : (n_test, q) or None, rotates held-out targets to the q numbers (None: q = n_test)
+    scoring : "r2" or "r"
+    """
+
+    project: torch.Tensor | None
+    basis: torch.Tensor
+    mixing: torch.Tensor
+    reduce: torch.Tensor | None
+    scoring: str
+
+    @property
+    def n_bytes(self) -> int:
+        """The memory that it takes."""
+        parts = (self.project, self.basis, self.reduce)
+        return sum(part.nbytes for part in parts if part is not None)
+
+    def scores(self, train: torch.Tensor, test: torch.Tensor, floor: torch.Tensor) -> torch.Tensor:
+        """Return the score of every penalty.
+
+        Parameters
+        ----------
+        train, test : torch.Tensor, shape (n_targets, n_train | n_test)
+            Targets, about centred.
+        floor : torch.Tensor, shape (n_targets,)
+            Targets that deviate less from their mean over `test` are constant: they have no score.
+
+        Returns
+        -------
+        torch.Tensor, shape (n_alphas, n_targets)
+        """
+        n_alphas, rank = self.mixing.shape
+        inside = train if self.project is None else train @ self.project
+        basis = (inside @ self.basis).view(len(train), rank, -1)
+        offset = test - train.mean(1, keepdim=True)
+        seen = offset if self.reduce is None else offset @ self.reduce
+        cross = self.mixing @ (basis @ seen[:, :, None])[:, :, 0].T
+        pairs = (self.mixing[:, :, None] * self.mixing[:, None, :]).flatten(1)
+        squares = pairs @ (basis @ basis.mT).flatten(1).T
+        centred = test - test.mean(1, keepdim=True)
+        variance = centred.square().sum(1)
+        if self.scoring == "r":
+            scores = cross / (squares * variance).sqrt()
+            scores = scores.clamp(-1, 1).where(squares > 0, torch.nan)
+        else:
+            error = offset.square().sum(1) - 2 * cross + squares
+            scores = 1 - error / variance
+        return scores.where(centred.abs().amax(1) > floor, torch.nan)
+
+
+def held_out(spectrum: Spectrum, alphas: torch.Tensor, scoring: str, dtype: torch.dtype) -> HeldOut:
+    """Return the predictions of the test rows of a spectrum at all penalties.
 
     Parameters
     ----------
     spectrum : Spectrum
         With a test basis.
-    Y_train, Y_test : torch.Tensor, shape (n_train | n_test, n_targets)
-        Not centred.
     alphas : torch.Tensor, shape (n_alphas,), float64
     scoring : {"r2", "r"}
+        For "r" predictions are centred over the test rows, which it does not depend on.
+    dtype : torch.dtype
+        Of the targets.
+    """
+    if spectrum.test_basis is None:
+        raise ValueError("held_out needs a spectrum with a test basis.")
+    test_basis, reduce = spectrum.test_basis, None
+    if scoring == "r":
+        test_basis = test_basis - test_basis.mean(0)
+    if len(test_basis) > test_basis.shape[1]:
+        reduce, test_basis = torch.linalg.qr(test_basis)
+    reach = torch.linalg.vector_norm(test_basis, dim=0)
+    reach = reach * torch.linalg.vector_norm(spectrum.train_basis, dim=0)
+    filters = reach / (spectrum.eigenvalues + alphas[:, None])
+    size = torch.linalg.vector_norm(filters, dim=1, keepdim=True).clamp_min(1e-300)
+    left, strength, right = torch.linalg.svd(filters / size, full_matrices=False)
+    kept = int((strength > FILTER_TOLERANCE * strength[0]).sum()) or 1
+    mixing = size * left[:, :kept] * strength[:kept]
+    shapes = torch.where(reach > 0, right[:kept] / reach, 0.0)
+    basis = (shapes[:, None, :] * test_basis).flatten(0, 1)
+    n_train, width = spectrum.train_basis.shape
+    project: torch.Tensor | None = spectrum.train_basis.to(dtype)
+    if n_train * len(basis) <= n_train * width + width * len(basis):
+        basis, project = basis.to(dtype) @ spectrum.train_basis.T.to(dtype), None
+    return HeldOut(
+        project,
+        basis.to(dtype).T.contiguous(),
+        mixing.to(dtype),
+        None if reduce is None else reduce.to(dtype),
+        scoring,
+    )
+
+
+def filtered(
+    spectrum: Spectrum, train: torch.Tensor, alpha_per_target: torch.Tensor
+) -> torch.Tensor:
+    """Return targets in the eigenbasis, each divided by eigenvalue plus penalty.
+
+    Parameters
+    ----------
+    spectrum : Spectrum
+    train : torch.Tensor, shape (n_targets, n_train)
+        Targets of the training rows, about centred.
+    alpha_per_target : torch.Tensor, shape (n_targets,), float64
 
     Returns
     -------
-    torch.Tensor, shape (n_alphas, n_targets)
+    torch.Tensor, shape (n_targets, rank)
     """
-    if spectrum.test_basis is None:
-        raise ValueError("cv_scores needs a spectrum with a test basis.")
-    mean = Y_train.mean(0)
-    projected = spectrum.train_basis.T @ (Y_train - mean)
-    observed = Y_test - mean
-    scores = torch.empty(len(alphas), Y_train.shape[1], dtype=Y_train.dtype, device=Y_train.device)
-    for index, alpha in enumerate(alphas):
-        gain = (1 / (spectrum.eigenvalues + alpha)).to(projected.dtype)
-        predicted = (spectrum.test_basis * gain) @ projected
-        scores[index] = SCORERS[scoring](predicted, observed)
-    return scores
+    inside = train @ spectrum.train_basis.to(train.dtype)
+    gain = 1 / (spectrum.eigenvalues + alpha_per_target[:, None])
+    return inside * gain.to(train.dtype)
 
 
-def coefficients(
-    spectrum: Spectrum, Y_centred: torch.Tensor, alpha_per_target: torch.Tensor
-) -> torch.Tensor:
-    """Return dual (n_train, n_targets) or primal (n_features, n_targets) coefficients."""
-    projected = spectrum.train_basis.T @ Y_centred
-    gain = 1 / (spectrum.eigenvalues[:, None] + alpha_per_target[None])
-    return spectrum.weight_basis @ (projected * gain.to(projected.dtype))
+def best_alpha(mean_scores: torch.Tensor) -> torch.Tensor:
+    """Return the index of the best penalty per target from mean scores (n_alphas, n_targets).
 
-
-def best_alpha(scores: torch.Tensor) -> torch.Tensor:
-    """Return the index of the best alpha per target from scores (n_folds, n_alphas, n_targets).
-
-    Folds in which a target is constant have no score and are left out; a target without any
-    takes the largest alpha, which predicts its mean.
+    A target without any score takes the largest penalty, which predicts its mean.
     """
-    mean = scores.nanmean(0)
-    undefined = mean.isnan().all(0)
-    best = mean.nan_to_num(-torch.inf).argmax(0)
-    return torch.where(undefined, len(mean) - 1, best)
+    undefined = mean_scores.isnan().all(0)
+    best = mean_scores.nan_to_num(-torch.inf).argmax(0)
+    return torch.where(undefined, len(mean_scores) - 1, best)

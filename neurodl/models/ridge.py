@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numbers
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,22 +15,43 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from neurodl.errors import NeurodlWarning
 from neurodl.models._solvers import (
-    SCORERS,
+    SCORINGS,
+    HeldOut,
     Spectrum,
     best_alpha,
-    coefficients,
-    cv_scores,
     dual_spectrum,
+    filtered,
     gram,
+    held_out,
     primal_spectrum,
     with_primal_weights,
 )
 from neurodl.runtime import resolve_device
 
-N_TARGETS_BATCH = 2048
+N_TARGETS_BATCH = 1024
+# The operators of inner splits are held together up to this size, so that targets are read once.
+OPERATOR_BYTES = 2**26
 # Up to this many features per sample, weights of features are kept: they are more exact than
 # weights of samples, and still no larger than a few times the targets.
 MAX_FEATURES_PER_SAMPLE = 4
+
+
+SpectrumOf = Callable[[torch.Tensor, torch.Tensor | None], Spectrum]
+
+
+class FoldPrediction(NamedTuple):
+    """Predictions of some targets in the test rows of one split.
+
+    fold : which split
+    columns : which targets
+    predicted : (n_test, n_targets)
+    alpha : (n_targets,), the chosen penalties
+    """
+
+    fold: int
+    columns: slice
+    predicted: torch.Tensor
+    alpha: torch.Tensor
 
 
 class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
@@ -133,34 +154,83 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self._check_parameters()
         device = resolve_device(self.device)
         rows = torch.as_tensor(np.require(X, requirements="W"), device=device)
-        self.X_offset_, self.X_scale_ = self._scaling(rows)
+        self.X_offset_, self.X_scale_, self.n_floored_ = self._scaling(rows)
         rows = (rows - self.X_offset_) / self.X_scale_
-        targets = np.require(y, X.dtype, requirements="W").reshape(len(X), -1)
-        targets = torch.as_tensor(targets, device=device)
+        targets = _Targets(y.reshape(len(X), -1), rows)
         self._single_target = np.ndim(y) == 1
         grid = self._grid(rows)
-        splits = self._splits(X, groups) if len(grid) > 1 else []
-        spectrum_of = self._spectra(rows)
-        inner = [
-            (train, test, spectrum_of(train, test))
-            for train, test in ((_index(a, device), _index(b, device)) for a, b in splits)
-        ]
+        spectrum_of = _spectra(rows, grid)
+        chosen, scores = self._choose(spectrum_of, rows, targets, grid, X, groups)
         whole = spectrum_of(torch.arange(len(rows), device=device), None)
         self._is_dual = rows.shape[1] > MAX_FEATURES_PER_SAMPLE * len(rows)
         if len(rows) <= rows.shape[1] and not self._is_dual:
             whole = with_primal_weights(whole, rows)
-        chosen, scores, weights = [], [], []
-        for part in targets.split(N_TARGETS_BATCH, dim=1):
-            index, score = self._choose(inner, part, grid)
-            chosen.append(index)
-            scores.append(score)
-            weights.append(coefficients(whole, part - part.mean(0), grid[index]))
-        self._keep(rows, targets, torch.cat(weights, 1), grid, torch.cat(chosen), torch.cat(scores))
+        weight_basis = whole.weight_basis.to(rows.dtype)
+        weights = [
+            weight_basis @ filtered(whole, block.values, grid[chosen[block.columns]]).T
+            for block in targets.blocks()
+        ]
+        self._weights = torch.cat(weights, 1)
+        self._dual_rows = rows if self._is_dual else None
+        self._intercept = targets.mean()
+        self.intercept_ = self._intercept.cpu().numpy()
+        self.alpha_ = grid[chosen].cpu().numpy()
+        self.cv_score_ = scores.cpu().numpy()
+        self.n_alphas_at_edge_ = self._warn_of_edges(chosen, grid)
         return self
 
+    def predict_folds(
+        self, X: Any, y: Any, splits: Sequence[tuple[Any, Any]], groups: Any = None
+    ) -> Iterator[FoldPrediction]:
+        """Predict the test rows of each split by a model of its training rows, block by block.
+
+        The same as ``fit`` and ``predict`` for each split, without weights in between: it takes
+        less time, and memory that does not grow with the number of targets.
+
+        Parameters
+        ----------
+        X : array-like, shape (n_samples, n_features)
+        y : array-like, shape (n_samples, n_targets)
+        splits : sequence of (train, test)
+            Row numbers.
+        groups : array-like, shape (n_samples,), optional
+            See `fit`.
+
+        Yields
+        ------
+        FoldPrediction
+        """
+        self._check_parameters()
+        device = resolve_device(self.device)
+        features = torch.as_tensor(np.require(X, requirements="W"), device=device)
+        shared = None
+        for fold, (train, test) in enumerate(splits):
+            offset, scale, _ = self._scaling(features[_index(train, device)])
+            rows = (features - offset) / scale
+            own = rows[_index(train, device)]
+            grid = self._grid(own)
+            if rows.shape[0] > rows.shape[1]:
+                shared = None
+            elif self.standardize or shared is None:
+                shared = gram(rows, float(grid[0]))
+            spectrum_of = _spectra(rows, grid, shared)
+            targets = _Targets(y, rows, np.asarray(train))
+            chosen, _ = self._choose(
+                spectrum_of, own, targets, grid, X[train], _part(groups, train), train
+            )
+            whole = spectrum_of(_index(train, device), _index(test, device))
+            assert whole.test_basis is not None
+            test_basis = whole.test_basis.T.to(rows.dtype)
+            for block in targets.blocks():
+                alphas = grid[chosen[block.columns]]
+                predicted = filtered(whole, block.values, alphas) @ test_basis
+                predicted += block.mean[:, None]
+                yield FoldPrediction(fold, block.columns, predicted.T, alphas)
+            self._warn_of_edges(chosen, grid)
+
     def _check_parameters(self) -> None:
-        if self.scoring not in SCORERS:
-            raise ValueError(f"`scoring` must be one of {list(SCORERS)}, but got {self.scoring!r}.")
+        if self.scoring not in SCORINGS:
+            raise ValueError(f"`scoring` must be one of {SCORINGS}, but got {self.scoring!r}.")
         if isinstance(self.alphas, str) and self.alphas != "auto":
             raise ValueError(f"`alphas` must be 'auto' or numbers, but got {self.alphas!r}.")
         if not isinstance(self.alphas, str):
@@ -174,15 +244,15 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         if not 0 < self.sd_floor <= 1:
             raise ValueError(f"`sd_floor` must lie in (0, 1], but got {self.sd_floor}.")
 
-    def _scaling(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the offset and scale of each feature over the training rows."""
+    def _scaling(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Return offset and scale of each feature over training rows, and how many are floored."""
         offset = rows.mean(0)
+        if not self.standardize:
+            return offset, torch.ones_like(offset), 0
         sd = (rows - offset).square().mean(0).sqrt()
         floor = self.sd_floor * sd.square().mean().sqrt()
-        self.n_floored_ = int((sd < floor).sum()) if self.standardize else 0
-        if not self.standardize or floor == 0:
-            return offset, torch.ones_like(sd)
-        return offset, sd.clamp_min(floor)
+        n_floored = int((sd < floor).sum())
+        return offset, torch.ones_like(sd) if floor == 0 else sd.clamp_min(floor), n_floored
 
     def _grid(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the penalties, ascending, float64."""
@@ -209,60 +279,65 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
                 cv = KFold(min(int(cv), len(X)), shuffle=True, random_state=self.seed)
         return list(check_cv(cv).split(X, None, groups))
 
-    def _spectra(
-        self, rows: torch.Tensor
-    ) -> Callable[[torch.Tensor, torch.Tensor | None], Spectrum]:
-        """Return the function from training and test rows to a spectrum, dual or primal."""
-        if rows.shape[0] <= rows.shape[1]:
-            kernel = gram(rows)
-            return lambda train, test: dual_spectrum(kernel, train, test, rows.dtype)
-        return lambda train, test: primal_spectrum(rows, train, test, rows.dtype)
-
     def _choose(
         self,
-        inner: list[tuple[torch.Tensor, torch.Tensor, Spectrum]],
-        targets: torch.Tensor,
-        grid: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the index of the chosen penalty and its inner score for a batch of targets."""
-        n_targets = targets.shape[1]
-        if not inner:
-            index = torch.zeros(n_targets, dtype=torch.long, device=targets.device)
-            return index, torch.full((n_targets,), torch.nan, device=targets.device)
-        scores = torch.stack(
-            [
-                cv_scores(spectrum, targets[train], targets[test], grid, self.scoring)
-                for train, test, spectrum in inner
-            ]
-        )
-        index = best_alpha(scores)
-        return index, scores.nanmean(0).gather(0, index[None])[0]
-
-    def _keep(
-        self,
+        spectrum_of: SpectrumOf,
         rows: torch.Tensor,
-        targets: torch.Tensor,
-        weights: torch.Tensor,
+        targets: _Targets,
         grid: torch.Tensor,
-        chosen: torch.Tensor,
-        scores: torch.Tensor,
-    ) -> None:
-        """Store what was learned; keep the training rows only where the solution is dual."""
-        self._weights = weights
-        self._dual_rows = rows if self._is_dual else None
-        self._intercept = targets.mean(0)
-        self.intercept_ = self._intercept.cpu().numpy()
-        self.alpha_ = grid[chosen].cpu().numpy()
-        self.cv_score_ = scores.cpu().numpy()
-        at_edge = (chosen == 0) | (chosen == len(grid) - 1)
-        self.n_alphas_at_edge_ = int(at_edge.sum()) if len(grid) > 1 else 0
-        if self.n_alphas_at_edge_ and not isinstance(self.alphas, str):
+        X: np.ndarray,
+        groups: Any,
+        own: np.ndarray | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the index of the chosen penalty of each target, and its mean inner score.
+
+        Parameters
+        ----------
+        X : numpy.ndarray
+            The training rows, for the splitter.
+        own : numpy.ndarray, optional
+            Where the training rows stand among the rows that `spectrum_of` knows.
+        """
+        device, n_targets = rows.device, targets.n_targets
+        if len(grid) == 1:
+            index = torch.zeros(n_targets, dtype=torch.long, device=device)
+            return index, torch.full((n_targets,), torch.nan, device=device)
+        total = torch.zeros(len(grid), n_targets, dtype=rows.dtype, device=device)
+        counted = torch.zeros_like(total, dtype=torch.int16)
+        splits = [(_index(a, device), _index(b, device)) for a, b in self._splits(X, groups)]
+        place = None if own is None else _index(own, device)
+        waiting = list(splits)
+        while waiting:
+            ready: list[tuple[torch.Tensor, torch.Tensor, HeldOut]] = []
+            while waiting and sum(one.n_bytes for *_, one in ready) < OPERATOR_BYTES:
+                train, test = waiting.pop(0)
+                there = (train, test) if place is None else (place[train], place[test])
+                operator = held_out(spectrum_of(*there), grid, self.scoring, rows.dtype)
+                ready.append((train, test, operator))
+            for block in targets.blocks():
+                for train, test, operator in ready:
+                    scores = operator.scores(
+                        block.values[:, train], block.values[:, test], block.floor
+                    )
+                    total[:, block.columns] += scores.nan_to_num(0.0)
+                    counted[:, block.columns] += ~scores.isnan()
+        mean = total / counted
+        index = best_alpha(mean)
+        return index, mean.gather(0, index[None])[0]
+
+    def _warn_of_edges(self, chosen: torch.Tensor, grid: torch.Tensor) -> int:
+        """Count the targets at the edges of the grid, and say so if the grid was given."""
+        if len(grid) == 1:
+            return 0
+        n_at_edge = int(((chosen == 0) | (chosen == len(grid) - 1)).sum())
+        if n_at_edge and not isinstance(self.alphas, str):
             warnings.warn(
-                f"{self.n_alphas_at_edge_} of {len(chosen)} targets chose the smallest or largest "
+                f"{n_at_edge} of {len(chosen)} targets chose the smallest or largest "
                 f"of `alphas` ({grid[0]:g} to {grid[-1]:g}); widen the grid or use alphas='auto'.",
                 NeurodlWarning,
                 stacklevel=3,
             )
+        return n_at_edge
 
     @property
     def coef_(self) -> np.ndarray:
@@ -289,5 +364,58 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         return predicted[:, 0] if self._single_target else predicted
 
 
-def _index(rows: np.ndarray, device: torch.device) -> torch.Tensor:
-    return torch.as_tensor(rows, dtype=torch.long, device=device)
+class Block(NamedTuple):
+    """Some targets of the training rows, centred.
+
+    columns : which targets
+    values : (n_targets, n_train)
+    mean : (n_targets,), what was subtracted
+    floor : (n_targets,), deviations below it are rounding errors
+    """
+
+    columns: slice
+    values: torch.Tensor
+    mean: torch.Tensor
+    floor: torch.Tensor
+
+
+class _Targets:
+    """Targets that are read block by block, onto the device and in the dtype of the features."""
+
+    def __init__(self, y: np.ndarray, like: torch.Tensor, rows: np.ndarray | None = None) -> None:
+        self.y, self.rows, self.dtype, self.device = y, rows, like.dtype, like.device
+        self.n_targets = y.shape[1]
+
+    def blocks(self) -> Iterator[Block]:
+        """Yield all targets, some at a time."""
+        for start in range(0, self.n_targets, N_TARGETS_BATCH):
+            columns = slice(start, min(start + N_TARGETS_BATCH, self.n_targets))
+            raw = np.asarray(self.y[:, columns])
+            raw = (raw if self.rows is None else raw[self.rows]).T
+            values = torch.tensor(raw, dtype=self.dtype, device=self.device)
+            floor = 8 * torch.finfo(self.dtype).eps * values.abs().amax(1)
+            mean = values.mean(1)
+            values -= mean[:, None]
+            yield Block(columns, values.contiguous(), mean, floor)
+
+    def mean(self) -> torch.Tensor:
+        """Return the mean of each target."""
+        return torch.cat([block.mean for block in self.blocks()])
+
+
+def _spectra(
+    rows: torch.Tensor, grid: torch.Tensor, kernel: torch.Tensor | None = None
+) -> SpectrumOf:
+    """Return the function from training and test rows to a spectrum, dual or primal."""
+    if rows.shape[0] > rows.shape[1]:
+        return lambda train, test: primal_spectrum(rows, train, test)
+    known = gram(rows, float(grid[0])) if kernel is None else kernel
+    return lambda train, test: dual_spectrum(known, train, test)
+
+
+def _index(rows: Any, device: torch.device) -> torch.Tensor:
+    return torch.as_tensor(np.asarray(rows), dtype=torch.long, device=device)
+
+
+def _part(groups: Any, rows: Any) -> Any:
+    return None if groups is None else np.asarray(groups)[rows]
