@@ -23,6 +23,7 @@ N_FEATURES_BLOCK = 4096
 SCORINGS = ("r2", "r")
 # Filters whose share of any prediction is smaller are left out.
 FILTER_TOLERANCE = 1e-6
+ROUGH_TOLERANCE = 1e-3
 
 
 class Spectrum(NamedTuple):
@@ -133,6 +134,19 @@ class HeldOut(NamedTuple):
         parts = (self.project, self.basis, self.reduce)
         return sum(part.nbytes for part in parts if part is not None)
 
+    def rough(self) -> HeldOut:
+        """Return the same with fewer basis predictions and a basis in bfloat16, to screen with."""
+        n_alphas, rank = self.mixing.shape
+        strength = torch.linalg.vector_norm(self.mixing, dim=0)
+        kept = int((strength > ROUGH_TOLERANCE * strength[0]).sum()) or 1
+        basis = self.basis.view(len(self.basis), rank, -1)[:, :kept].flatten(1)
+        return self._replace(basis=basis.bfloat16(), mixing=self.mixing[:, :kept].contiguous())
+
+    def maps(self) -> torch.Tensor:
+        """Return the map from training to predicted targets of each penalty (n_alphas, k, q)."""
+        k, rank = len(self.basis), self.mixing.shape[1]
+        return torch.einsum("krq,ar->akq", self.basis.view(k, rank, -1), self.mixing)
+
     def scores(self, train: torch.Tensor, test: torch.Tensor, floor: torch.Tensor) -> torch.Tensor:
         """Return the score of every penalty.
 
@@ -147,26 +161,81 @@ class HeldOut(NamedTuple):
         -------
         torch.Tensor, shape (n_alphas, n_targets)
         """
-        n_alphas, rank = self.mixing.shape
+        return self._score(*self.products(train, test), train, test, floor)
+
+    def products(
+        self, train: torch.Tensor, test: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return predictions times held-out targets, and times themselves (n_alphas, n_targets)."""
+        rank = self.mixing.shape[1]
         inside = train if self.project is None else train @ self.project
-        basis = (inside @ self.basis).view(len(train), rank, -1)
-        offset = test - train.mean(1, keepdim=True)
-        seen = offset if self.reduce is None else offset @ self.reduce
+        basis = (inside.to(self.basis.dtype) @ self.basis).to(train.dtype)
+        basis = basis.view(len(train), rank, -1)
+        seen = self._seen(train, test)
         cross = self.mixing @ (basis @ seen[:, :, None])[:, :, 0].T
         pairs = (self.mixing[:, :, None] * self.mixing[:, None, :]).flatten(1)
-        squares = pairs @ (basis @ basis.mT).flatten(1).T
+        return cross, pairs @ (basis @ basis.mT).flatten(1).T
+
+    def rough_scores(
+        self, train: torch.Tensor, test: torch.Tensor, floor: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return scores, and what their error is in proportion to (n_alphas, n_targets).
+
+        An error of the predictions is in proportion to them. It moves r2 by its products with the
+        residuals and with itself, and r independently of their size.
+        """
+        cross, squares = self.products(train, test)
+        scores = self._score(cross, squares, train, test, floor)
+        if self.scoring == "r":
+            return scores, torch.ones_like(scores)
+        variance = (test - test.mean(1, keepdim=True)).square().sum(1)
+        size = (squares.clamp_min(0) / variance).sqrt()
+        return scores, size * (1 + size)
+
+    def scores_of(
+        self,
+        predicted: torch.Tensor,
+        train: torch.Tensor,
+        test: torch.Tensor,
+        floor: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return the score (n_targets,) of predictions (n_targets, q) made by one of `maps`."""
+        cross = (predicted * self._seen(train, test)).sum(1)
+        return self._score(cross, predicted.square().sum(1), train, test, floor)
+
+    def _seen(self, train: torch.Tensor, test: torch.Tensor) -> torch.Tensor:
+        """Return the held-out targets as the predictions stand for them, (n_targets, q)."""
+        offset = test - train.mean(1, keepdim=True)
+        return offset if self.reduce is None else offset @ self.reduce
+
+    def _score(
+        self,
+        cross: torch.Tensor,
+        squares: torch.Tensor,
+        train: torch.Tensor,
+        test: torch.Tensor,
+        floor: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return scores from the products of predictions with targets and with themselves."""
         centred = test - test.mean(1, keepdim=True)
         variance = centred.square().sum(1)
         if self.scoring == "r":
             scores = cross / (squares * variance).sqrt()
             scores = scores.clamp(-1, 1).where(squares > 0, torch.nan)
         else:
-            error = offset.square().sum(1) - 2 * cross + squares
-            scores = 1 - error / variance
+            total = (test - train.mean(1, keepdim=True)).square().sum(1)
+            scores = 1 - (total - 2 * cross + squares) / variance
         return scores.where(centred.abs().amax(1) > floor, torch.nan)
 
 
-def held_out(spectrum: Spectrum, alphas: torch.Tensor, scoring: str, dtype: torch.dtype) -> HeldOut:
+def held_out(
+    spectrum: Spectrum,
+    alphas: torch.Tensor,
+    scoring: str,
+    dtype: torch.dtype,
+    *,
+    compose: bool = False,
+) -> HeldOut:
     """Return the predictions of the test rows of a spectrum at all penalties.
 
     Parameters
@@ -178,13 +247,15 @@ def held_out(spectrum: Spectrum, alphas: torch.Tensor, scoring: str, dtype: torc
         For "r" predictions are centred over the test rows, which it does not depend on.
     dtype : torch.dtype
         Of the targets.
+    compose : bool
+        Predict the test rows themselves, straight from the training rows' targets.
     """
     if spectrum.test_basis is None:
         raise ValueError("held_out needs a spectrum with a test basis.")
     test_basis, reduce = spectrum.test_basis, None
     if scoring == "r":
         test_basis = test_basis - test_basis.mean(0)
-    if len(test_basis) > test_basis.shape[1]:
+    if len(test_basis) > test_basis.shape[1] and not compose:
         reduce, test_basis = torch.linalg.qr(test_basis)
     reach = torch.linalg.vector_norm(test_basis, dim=0)
     reach = reach * torch.linalg.vector_norm(spectrum.train_basis, dim=0)
@@ -197,7 +268,7 @@ def held_out(spectrum: Spectrum, alphas: torch.Tensor, scoring: str, dtype: torc
     basis = (shapes[:, None, :] * test_basis).flatten(0, 1)
     n_train, width = spectrum.train_basis.shape
     project: torch.Tensor | None = spectrum.train_basis.to(dtype)
-    if n_train * len(basis) <= n_train * width + width * len(basis):
+    if compose or n_train * len(basis) <= n_train * width + width * len(basis):
         basis, project = basis.to(dtype) @ spectrum.train_basis.T.to(dtype), None
     return HeldOut(
         project,

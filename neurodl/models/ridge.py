@@ -14,6 +14,7 @@ from sklearn.model_selection import GroupKFold, KFold, check_cv
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from neurodl.errors import NeurodlWarning
+from neurodl.models._screening import Screen, can_screen
 from neurodl.models._solvers import (
     SCORINGS,
     HeldOut,
@@ -28,7 +29,7 @@ from neurodl.models._solvers import (
 )
 from neurodl.runtime import resolve_device
 
-N_TARGETS_BATCH = 1024
+N_TARGETS_BATCH = 2048
 # The operators of inner splits are held together up to this size, so that targets are read once.
 OPERATOR_BYTES = 2**26
 # Up to this many features per sample, weights of features are kept: they are more exact than
@@ -75,6 +76,9 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         deviations instead, so that no single row can blow up; ``n_floored_`` counts them.
     sd_floor : float
         See `standardize`.
+    screening : bool
+        Whether half-precision products may tell, where the hardware has them, which penalties are
+        worth scoring in full. The result is the same; False is slower.
     device : {"auto", "cpu", "cuda", "mps"}
         See `resolve_device`.
     seed : int
@@ -111,6 +115,7 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         scoring: str = "r2",
         standardize: bool = True,
         sd_floor: float = 0.1,
+        screening: bool = True,
         device: str = "auto",
         seed: int = 0,
     ) -> None:
@@ -119,6 +124,7 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self.scoring = scoring
         self.standardize = standardize
         self.sd_floor = sd_floor
+        self.screening = screening
         self.device = device
         self.seed = seed
 
@@ -160,7 +166,7 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self._single_target = np.ndim(y) == 1
         grid = self._grid(rows)
         spectrum_of = _spectra(rows, grid)
-        chosen, scores = self._choose(spectrum_of, rows, targets, grid, X, groups)
+        chosen, scores = self._choose(spectrum_of, rows, targets, grid, groups)
         whole = spectrum_of(torch.arange(len(rows), device=device), None)
         self._is_dual = rows.shape[1] > MAX_FEATURES_PER_SAMPLE * len(rows)
         if len(rows) <= rows.shape[1] and not self._is_dual:
@@ -215,16 +221,12 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
                 shared = gram(rows, float(grid[0]))
             spectrum_of = _spectra(rows, grid, shared)
             targets = _Targets(y, rows, np.asarray(train))
-            chosen, _ = self._choose(
-                spectrum_of, own, targets, grid, X[train], _part(groups, train), train
-            )
+            chosen, _ = self._choose(spectrum_of, own, targets, grid, _part(groups, train), train)
             whole = spectrum_of(_index(train, device), _index(test, device))
-            assert whole.test_basis is not None
-            test_basis = whole.test_basis.T.to(rows.dtype)
+            predict = _predictor(whole, grid, chosen, rows.dtype)
             for block in targets.blocks():
+                predicted = predict(block) + block.mean[:, None]
                 alphas = grid[chosen[block.columns]]
-                predicted = filtered(whole, block.values, alphas) @ test_basis
-                predicted += block.mean[:, None]
                 yield FoldPrediction(fold, block.columns, predicted.T, alphas)
             self._warn_of_edges(chosen, grid)
 
@@ -263,7 +265,7 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
             alphas = np.unique(np.asarray(self.alphas, float))
         return torch.as_tensor(alphas, dtype=torch.float64, device=rows.device)
 
-    def _splits(self, X: np.ndarray, groups: Any) -> list[tuple[np.ndarray, np.ndarray]]:
+    def _splits(self, n_samples: int, groups: Any) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return the inner splits."""
         cv = self.cv
         if isinstance(cv, numbers.Integral):
@@ -276,8 +278,8 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
                     )
                 cv = GroupKFold(min(int(cv), n_groups))
             else:
-                cv = KFold(min(int(cv), len(X)), shuffle=True, random_state=self.seed)
-        return list(check_cv(cv).split(X, None, groups))
+                cv = KFold(min(int(cv), n_samples), shuffle=True, random_state=self.seed)
+        return list(check_cv(cv).split(np.empty((n_samples, 1)), None, groups))
 
     def _choose(
         self,
@@ -285,7 +287,6 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         rows: torch.Tensor,
         targets: _Targets,
         grid: torch.Tensor,
-        X: np.ndarray,
         groups: Any,
         own: np.ndarray | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -293,8 +294,6 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : numpy.ndarray
-            The training rows, for the splitter.
         own : numpy.ndarray, optional
             Where the training rows stand among the rows that `spectrum_of` knows.
         """
@@ -302,11 +301,13 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         if len(grid) == 1:
             index = torch.zeros(n_targets, dtype=torch.long, device=device)
             return index, torch.full((n_targets,), torch.nan, device=device)
+        place = None if own is None else _index(own, device)
         total = torch.zeros(len(grid), n_targets, dtype=rows.dtype, device=device)
         counted = torch.zeros_like(total, dtype=torch.int16)
-        splits = [(_index(a, device), _index(b, device)) for a, b in self._splits(X, groups)]
-        place = None if own is None else _index(own, device)
-        waiting = list(splits)
+        waiting = [
+            (_index(a, device), _index(b, device)) for a, b in self._splits(len(rows), groups)
+        ]
+        n_splits = len(waiting)
         while waiting:
             ready: list[tuple[torch.Tensor, torch.Tensor, HeldOut]] = []
             while waiting and sum(one.n_bytes for *_, one in ready) < OPERATOR_BYTES:
@@ -314,11 +315,21 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
                 there = (train, test) if place is None else (place[train], place[test])
                 operator = held_out(spectrum_of(*there), grid, self.scoring, rows.dtype)
                 ready.append((train, test, operator))
+            operators = [operator for *_, operator in ready]
+            screen = None
+            if self.screening and len(ready) == n_splits and can_screen(operators):
+                screen = Screen(operators)
             for block in targets.blocks():
-                for train, test, operator in ready:
-                    scores = operator.scores(
-                        block.values[:, train], block.values[:, test], block.floor
-                    )
+                parts = [
+                    (block.values.index_select(1, a), block.values.index_select(1, b))
+                    for a, b, _ in ready
+                ]
+                if screen is not None:
+                    total[:, block.columns] = screen.scores(parts, block.floor)
+                    counted[:, block.columns] = 1
+                    continue
+                for operator, part in zip(operators, parts, strict=True):
+                    scores = operator.scores(*part, block.floor)
                     total[:, block.columns] += scores.nan_to_num(0.0)
                     counted[:, block.columns] += ~scores.isnan()
         mean = total / counted
@@ -411,6 +422,39 @@ def _spectra(
         return lambda train, test: primal_spectrum(rows, train, test)
     known = gram(rows, float(grid[0])) if kernel is None else kernel
     return lambda train, test: dual_spectrum(known, train, test)
+
+
+def _predictor(
+    spectrum: Spectrum, grid: torch.Tensor, chosen: torch.Tensor, dtype: torch.dtype
+) -> Callable[[Block], torch.Tensor]:
+    """Return the function from a block to predictions of test rows, without the mean.
+
+    With few test rows, one map per penalty takes fewer operations than the eigenbasis, which is
+    as wide as there are training rows.
+    """
+    assert spectrum.test_basis is not None
+    n_train, width = spectrum.train_basis.shape
+    n_test, n_targets = len(spectrum.test_basis), len(chosen)
+    used = chosen.unique()
+    saved = n_targets * (n_train * width + width * n_test - n_train * n_test)
+    small = len(used) * n_train * n_test * 4 <= OPERATOR_BYTES
+    if not small or saved < 16 * n_train * width * n_test:
+        test_basis = spectrum.test_basis.T.to(dtype)
+        return lambda block: (
+            filtered(spectrum, block.values, grid[chosen[block.columns]]) @ test_basis
+        )
+    maps = held_out(spectrum, grid[used], "r2", dtype, compose=True).maps()
+    place = torch.searchsorted(used, chosen)
+
+    def by_penalty(block: Block) -> torch.Tensor:
+        predicted = block.values.new_empty(len(block.values), n_test)
+        mine = place[block.columns]
+        for alpha in mine.unique().tolist():
+            targets = (mine == alpha).nonzero()[:, 0]
+            predicted[targets] = block.values.index_select(0, targets) @ maps[alpha]
+        return predicted
+
+    return by_penalty
 
 
 def _index(rows: Any, device: torch.device) -> torch.Tensor:

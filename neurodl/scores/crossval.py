@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -57,7 +58,8 @@ def cross_validate(
     Parameters
     ----------
     model : object with fit(X, y) and predict(X)
-        Of neurodl, scikit-learn or himalaya. If ``fit`` takes ``groups``, it is given those of
+        Of neurodl, scikit-learn or himalaya. One with ``predict_folds(X, y, splits, groups)``, as
+        `RidgeCV`, does all folds in one go. If ``fit`` takes ``groups``, it is given those of
         the training rows, so that inner folds keep them whole as well.
     X : xarray.DataArray or mapping of layer to xarray.DataArray
         Features; see `check_features`.
@@ -243,27 +245,50 @@ class _Fits:
         if self.keep_predictions:
             n_rows = len(self.observed)
             result["predicted"] = np.full((n_rows, len(self.used)), np.nan, np.float32)
+        columns = np.flatnonzero(self.used)
+        with self._collected():
+            for fold, chosen, predicted, alpha in self._predictions(features):
+                test, places = self.splits[fold][1], columns[chosen]
+                observed = torch.as_tensor(self.observed[test][:, chosen], device=predicted.device)
+                result["r"][fold, places] = pearson_r(predicted, observed).cpu().numpy()
+                result["r2"][fold, places] = r2(predicted, observed).cpu().numpy()
+                result["alpha"][fold, places] = alpha
+                if self.keep_predictions:
+                    result["predicted"][np.ix_(test, places)] = predicted.cpu().numpy()
+        return result
+
+    def _predictions(
+        self, features: np.ndarray
+    ) -> Iterator[tuple[int, slice, torch.Tensor, np.ndarray | float]]:
+        """Yield fold, targets, their predictions (n_test, n_targets) and penalties."""
+        if hasattr(self.model, "predict_folds"):
+            model = clone(self.model, safe=False)
+            groups = self.labels if self.takes_groups else None
+            for part in model.predict_folds(features, self.observed, self.splits, groups):
+                yield part.fold, part.columns, part.predicted, part.alpha.cpu().numpy()
+            self.n_fits += len(self.splits)
+            return
         for fold, (train, test) in enumerate(self.splits):
             fitted = self._fit(features[train], train)
             predicted = np.asarray(fitted.predict(features[test]), np.float32)
             predicted = predicted.reshape(len(test), -1)
-            left, right = torch.from_numpy(predicted), torch.from_numpy(self.observed[test])
-            result["r"][fold, self.used] = pearson_r(left, right).numpy()
-            result["r2"][fold, self.used] = r2(left, right).numpy()
-            result["alpha"][fold, self.used] = _alpha(fitted)
-            if self.keep_predictions:
-                result["predicted"][np.ix_(test, np.flatnonzero(self.used))] = predicted
-        return result
+            yield fold, slice(None), torch.from_numpy(predicted), _alpha(fitted)
 
     def _fit(self, features: np.ndarray, train: np.ndarray) -> Any:
         fresh = clone(self.model, safe=False)
         extra = {}
         if self.takes_groups and self.labels is not None:
             extra["groups"] = self.labels[train]
+        fresh.fit(features, self.observed[train], **extra)
+        self.n_fits += 1
+        return fresh
+
+    @contextmanager
+    def _collected(self) -> Iterator[None]:
+        """Keep neurodl's warnings for later, to be said once; let all others through."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", NeurodlWarning)
-            fresh.fit(features, self.observed[train], **extra)
-        self.n_fits += 1
+            yield
         for warning in caught:
             if issubclass(warning.category, NeurodlWarning):
                 self.messages[str(warning.message)] += 1
@@ -271,7 +296,6 @@ class _Fits:
                 warnings.warn_explicit(
                     warning.message, warning.category, warning.filename, warning.lineno
                 )
-        return fresh
 
     def warn(self) -> None:
         """Say once what the fits warned of."""
