@@ -37,12 +37,13 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
         chosen = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         _announce(describe_device(chosen))
         return chosen
+    allowed = f"`device` must be 'auto', 'cpu', 'cuda', 'cuda:N' or 'mps', but got {device!r}."
     try:
         chosen = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise DeviceError(
-            f"`device` must be 'auto', 'cpu', 'cuda', 'cuda:N' or 'mps', but got {device!r}."
-        ) from error
+        raise DeviceError(allowed) from error
+    if chosen.type not in ("cpu", "cuda", "mps"):
+        raise DeviceError(allowed)
     if chosen.type == "cuda":
         n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (chosen.index or 0) >= n_gpus:

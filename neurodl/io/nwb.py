@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 
 from neurodl.errors import FileFormatError, MissingFileError
+from neurodl.io.plain import open_npz
 
 
 def read_spikes(path: str | Path) -> dict[str, np.ndarray]:
@@ -48,18 +49,18 @@ def read_spikes(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {unit: stored[unit] for unit in stored.files}
-    except (ValueError, OSError, EOFError) as error:
-        raise FileFormatError(f"Cannot read {path}: {error}") from error
+    with open_npz(path) as stored:
+        if isinstance(stored, np.ndarray):
+            raise FileFormatError(f"{path} holds one array; spikes need one array per unit.")
+        return {unit: stored[unit] for unit in stored}
 
 
 def _read_nwb(path: Path) -> dict[str, np.ndarray]:
     """Read the units table of the NWB 2 layout, a ragged column, straight from HDF5."""
     try:
         with h5py.File(path, "r") as file:
-            if "units" not in file or "spike_times" not in file["units"]:
+            columns = {"spike_times", "spike_times_index"}
+            if "units" not in file or not columns <= set(file["units"]):
                 raise FileFormatError(f"{path} has no units table with spike times.")
             units = file["units"]
             times = units["spike_times"][:]
@@ -67,5 +68,10 @@ def _read_nwb(path: Path) -> dict[str, np.ndarray]:
             ids = units["id"][:] if "id" in units else np.arange(len(ends))
     except OSError as error:
         raise FileFormatError(f"Cannot read {path} as NWB (HDF5): {error}") from error
+    if len(ids) != len(ends) or (len(ends) and ends[-1] != len(times)):
+        raise FileFormatError(
+            f"The units table of {path} is inconsistent: {len(ids)} ids, {len(ends)} units and "
+            f"{len(times)} spike times, of which {ends[-1] if len(ends) else 0} are assigned."
+        )
     parts = np.split(times, ends[:-1])
     return {str(unit): part for unit, part in zip(ids, parts, strict=True)}

@@ -14,9 +14,12 @@ from typing import Any
 import xarray as xr
 
 from neurodl.errors import FileFormatError, MissingFileError, StorageError
-from neurodl.schema import check_features, check_scores
+from neurodl.schema import SCORE_VARIABLES, check_features, check_scores
 
 Storable = xr.DataArray | xr.Dataset | Mapping[str, xr.DataArray]
+NOT_WRITABLE = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPERM
+)  # fmt: skip
 
 
 @contextmanager
@@ -40,7 +43,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(path)
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
+        if error.errno in NOT_WRITABLE:
             raise StorageError(
                 f"Cannot write {path}: {os.strerror(error.errno)}. What was finished before is "
                 "kept; make room or choose another folder and run again."
@@ -73,7 +76,9 @@ def save(obj: Storable, path: str | Path) -> Path:
         raise ValueError(f"A {type(obj).__name__} is saved to '*{kind}', but got {path.name!r}.")
     with atomic_path(path) as temporary:
         if isinstance(obj, (xr.Dataset, xr.DataArray)):
-            obj.to_netcdf(temporary, engine="h5netcdf", encoding=_compression(obj))
+            # Encoded in memory first: HDF5 can crash the process when a disk fills up under it.
+            content = obj.to_netcdf(engine="h5netcdf", encoding=_compression(obj))
+            temporary.write_bytes(content)
         else:
             for number, (layer, array) in enumerate(check_features(obj).items()):
                 dataset = array.rename("features").to_dataset().assign_attrs(layer=layer)
@@ -109,7 +114,7 @@ def load(path: str | Path) -> Any:
         dataset = xr.load_dataset(path, engine="h5netcdf")
     except (OSError, ValueError, KeyError) as error:
         raise FileFormatError(f"Cannot read {path}: {error}") from error
-    if "r" in dataset:
+    if set(SCORE_VARIABLES) <= set(dataset):
         return check_scores(dataset)
     if len(dataset.data_vars) == 1:
         array = dataset[next(iter(dataset.data_vars))]

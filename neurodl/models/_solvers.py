@@ -41,39 +41,49 @@ class Spectrum(NamedTuple):
     weight_basis: torch.Tensor
 
 
-def gram(X: torch.Tensor, smallest_alpha: float = 0.0) -> torch.Tensor:
-    """Return the linear kernel of the rows of `X` in float64, shape (n_samples, n_samples).
+def moments(X: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and standard deviation of each feature over some rows, (n_features,) each."""
+    means, deviations = [], []
+    for block in X.split(N_FEATURES_BLOCK, dim=1):
+        own = block.index_select(0, rows)
+        means.append(own.mean(0))
+        deviations.append((own - means[-1]).square().mean(0).sqrt())
+    return torch.cat(means), torch.cat(deviations)
 
-    Summed a block of features at a time. Small penalties divide by the smallest eigenvalues,
-    which float32 products would have lost: they are used only where their rounding error is far
-    below `smallest_alpha`.
+
+def gram(
+    X: torch.Tensor, offset: torch.Tensor, scale: torch.Tensor, smallest_alpha: float = 0.0
+) -> torch.Tensor:
+    """Return the linear kernel of the rows of (X - offset) / scale, (n_samples, n_samples).
+
+    In float64, summed a block of features at a time. Small penalties divide by the smallest
+    eigenvalues, which float32 products would have lost: they are used only where their rounding
+    error is far below `smallest_alpha`.
 
     Parameters
     ----------
     X : torch.Tensor, shape (n_samples, n_features)
-        Centred, or nearly so.
+    offset, scale : torch.Tensor, shape (n_features,)
+        Centres each feature, at least about.
     smallest_alpha : float
         The smallest penalty that will be added to the kernel.
     """
-    n_samples, n_features = X.shape
-    kernel = torch.zeros(n_samples, n_samples, dtype=torch.float64, device=X.device)
-    single = X.dtype == torch.float32 and _product_error(X) < 1e-3 * smallest_alpha
-    for block in X.split(N_FEATURES_BLOCK, dim=1):
-        if single:
-            kernel += block @ block.T
+    kernel = torch.zeros(len(X), len(X), dtype=torch.float64, device=X.device)
+    parts = (part.split(N_FEATURES_BLOCK, dim=-1) for part in (X, offset, scale))
+    for block, middle, unit in zip(*parts, strict=True):
+        rows = (block - middle) / unit
+        if X.dtype == torch.float32 and _product_error(rows, X.shape[1]) < 1e-3 * smallest_alpha:
+            kernel += rows @ rows.T
         else:
-            block = block.double()
-            kernel.addmm_(block, block.T)
+            rows = rows.double()
+            kernel.addmm_(rows, rows.T)
     return kernel
 
 
-def _product_error(X: torch.Tensor) -> float:
+def _product_error(rows: torch.Tensor, n_features: int) -> float:
     """Return about how far a float32 kernel's eigenvalues are off: a random matrix's norm."""
-    n_samples, n_features = X.shape
-    variance = float(X.square().mean())
-    width = min(n_features, N_FEATURES_BLOCK)
-    rounding = torch.finfo(torch.float32).eps * width**0.5 * variance
-    return 2 * rounding * n_samples**0.5 * (n_features / width) ** 0.5
+    rounding = torch.finfo(torch.float32).eps * float(rows.square().mean())
+    return 2 * rounding * (n_features * len(rows)) ** 0.5
 
 
 def dual_spectrum(kernel: torch.Tensor, train: torch.Tensor, test: torch.Tensor | None) -> Spectrum:

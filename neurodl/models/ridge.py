@@ -24,6 +24,7 @@ from neurodl.models._solvers import (
     filtered,
     gram,
     held_out,
+    moments,
     primal_spectrum,
     with_primal_weights,
 )
@@ -159,15 +160,21 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         )
         self._check_parameters()
         device = resolve_device(self.device)
-        rows = torch.as_tensor(np.require(X, requirements="W"), device=device)
-        self.X_offset_, self.X_scale_, self.n_floored_ = self._scaling(rows)
-        rows = (rows - self.X_offset_) / self.X_scale_
+        features = torch.as_tensor(np.require(X, requirements="W"), device=device)
+        everyone = torch.arange(len(features), device=device)
+        scaling = self._scaling(features, everyone)
+        self.X_offset_, self.X_scale_, self.n_floored_ = (
+            scaling.offset,
+            scaling.scale,
+            scaling.n_floored,
+        )
+        rows = (features - scaling.offset) / scaling.scale
         targets = _Targets(y.reshape(len(X), -1), rows)
         self._single_target = np.ndim(y) == 1
-        grid = self._grid(rows)
-        spectrum_of = _spectra(rows, grid)
-        chosen, scores = self._choose(spectrum_of, rows, targets, grid, groups)
-        whole = spectrum_of(torch.arange(len(rows), device=device), None)
+        grid = self._grid(scaling, rows)
+        spectrum_of = _spectra(features, scaling, grid)
+        chosen, scores = self._choose(spectrum_of, everyone, targets, grid, groups)
+        whole = spectrum_of(everyone, None)
         self._is_dual = rows.shape[1] > MAX_FEATURES_PER_SAMPLE * len(rows)
         if len(rows) <= rows.shape[1] and not self._is_dual:
             whole = with_primal_weights(whole, rows)
@@ -209,21 +216,18 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self._check_parameters()
         device = resolve_device(self.device)
         features = torch.as_tensor(np.require(X, requirements="W"), device=device)
-        shared = None
+        scaling = spectrum_of = None
         for fold, (train, test) in enumerate(splits):
-            offset, scale, _ = self._scaling(features[_index(train, device)])
-            rows = (features - offset) / scale
-            own = rows[_index(train, device)]
-            grid = self._grid(own)
-            if rows.shape[0] > rows.shape[1]:
-                shared = None
-            elif self.standardize or shared is None:
-                shared = gram(rows, float(grid[0]))
-            spectrum_of = _spectra(rows, grid, shared)
-            targets = _Targets(y, rows, np.asarray(train))
-            chosen, _ = self._choose(spectrum_of, own, targets, grid, _part(groups, train), train)
-            whole = spectrum_of(_index(train, device), _index(test, device))
-            predict = _predictor(whole, grid, chosen, rows.dtype)
+            own, held = _index(train, device), _index(test, device)
+            if scaling is None or self.standardize:
+                scaling = self._scaling(features, own)
+            grid = self._grid(scaling, features)
+            if spectrum_of is None or self.standardize:
+                spectrum_of = _spectra(features, scaling, grid)
+            targets = _Targets(y, features, np.asarray(train))
+            chosen, _ = self._choose(spectrum_of, own, targets, grid, _part(groups, train))
+            whole = spectrum_of(own, held)
+            predict = _predictor(whole, grid, chosen, features.dtype)
             for block in targets.blocks():
                 predicted = predict(block) + block.mean[:, None]
                 alphas = grid[chosen[block.columns]]
@@ -246,24 +250,25 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         if not 0 < self.sd_floor <= 1:
             raise ValueError(f"`sd_floor` must lie in (0, 1], but got {self.sd_floor}.")
 
-    def _scaling(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Return offset and scale of each feature over training rows, and how many are floored."""
-        offset = rows.mean(0)
-        if not self.standardize:
-            return offset, torch.ones_like(offset), 0
-        sd = (rows - offset).square().mean(0).sqrt()
+    def _scaling(self, features: torch.Tensor, own: torch.Tensor) -> _Scaling:
+        """Return what centres and scales each feature, from the training rows `own`."""
+        offset, sd = moments(features, own)
+        scale, n_floored = torch.ones_like(sd), 0
         floor = self.sd_floor * sd.square().mean().sqrt()
-        n_floored = int((sd < floor).sum())
-        return offset, torch.ones_like(sd) if floor == 0 else sd.clamp_min(floor), n_floored
+        if self.standardize and floor > 0:
+            n_floored = int((sd < floor).sum())
+            scale = sd.clamp_min(floor)
+        mean_eigenvalue = float((sd / scale).double().square().sum()) * len(own)
+        mean_eigenvalue /= min(len(own), len(sd))
+        return _Scaling(offset, scale, n_floored, mean_eigenvalue)
 
-    def _grid(self, rows: torch.Tensor) -> torch.Tensor:
+    def _grid(self, scaling: _Scaling, like: torch.Tensor) -> torch.Tensor:
         """Return the penalties, ascending, float64."""
         if isinstance(self.alphas, str):
-            mean_eigenvalue = float(rows.double().square().sum()) / min(rows.shape)
-            alphas = (mean_eigenvalue or 1.0) * np.logspace(-4, 4, 17)
+            alphas = (scaling.mean_eigenvalue or 1.0) * np.logspace(-4, 4, 17)
         else:
             alphas = np.unique(np.asarray(self.alphas, float))
-        return torch.as_tensor(alphas, dtype=torch.float64, device=rows.device)
+        return torch.as_tensor(alphas, dtype=torch.float64, device=like.device)
 
     def _splits(self, n_samples: int, groups: Any) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return the inner splits."""
@@ -284,36 +289,34 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
     def _choose(
         self,
         spectrum_of: SpectrumOf,
-        rows: torch.Tensor,
+        own: torch.Tensor,
         targets: _Targets,
         grid: torch.Tensor,
         groups: Any,
-        own: np.ndarray | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the index of the chosen penalty of each target, and its mean inner score.
 
         Parameters
         ----------
-        own : numpy.ndarray, optional
+        own : torch.Tensor, shape (n_train,)
             Where the training rows stand among the rows that `spectrum_of` knows.
         """
-        device, n_targets = rows.device, targets.n_targets
+        device, n_targets = own.device, targets.n_targets
         if len(grid) == 1:
             index = torch.zeros(n_targets, dtype=torch.long, device=device)
             return index, torch.full((n_targets,), torch.nan, device=device)
-        place = None if own is None else _index(own, device)
-        total = torch.zeros(len(grid), n_targets, dtype=rows.dtype, device=device)
+        total = torch.zeros(len(grid), n_targets, dtype=targets.dtype, device=device)
         counted = torch.zeros_like(total, dtype=torch.int16)
         waiting = [
-            (_index(a, device), _index(b, device)) for a, b in self._splits(len(rows), groups)
+            (_index(a, device), _index(b, device)) for a, b in self._splits(len(own), groups)
         ]
         n_splits = len(waiting)
         while waiting:
             ready: list[tuple[torch.Tensor, torch.Tensor, HeldOut]] = []
             while waiting and sum(one.n_bytes for *_, one in ready) < OPERATOR_BYTES:
                 train, test = waiting.pop(0)
-                there = (train, test) if place is None else (place[train], place[test])
-                operator = held_out(spectrum_of(*there), grid, self.scoring, rows.dtype)
+                spectrum = spectrum_of(own[train], own[test])
+                operator = held_out(spectrum, grid, self.scoring, targets.dtype)
                 ready.append((train, test, operator))
             operators = [operator for *_, operator in ready]
             screen = None
@@ -375,6 +378,20 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         return predicted[:, 0] if self._single_target else predicted
 
 
+class _Scaling(NamedTuple):
+    """What centres and scales the features.
+
+    offset, scale : (n_features,)
+    n_floored : how many features hardly vary
+    mean_eigenvalue : of the kernel or covariance of the scaled training rows
+    """
+
+    offset: torch.Tensor
+    scale: torch.Tensor
+    n_floored: int
+    mean_eigenvalue: float
+
+
 class Block(NamedTuple):
     """Some targets of the training rows, centred.
 
@@ -414,14 +431,13 @@ class _Targets:
         return torch.cat([block.mean for block in self.blocks()])
 
 
-def _spectra(
-    rows: torch.Tensor, grid: torch.Tensor, kernel: torch.Tensor | None = None
-) -> SpectrumOf:
+def _spectra(features: torch.Tensor, scaling: _Scaling, grid: torch.Tensor) -> SpectrumOf:
     """Return the function from training and test rows to a spectrum, dual or primal."""
-    if rows.shape[0] > rows.shape[1]:
+    if features.shape[0] > features.shape[1]:
+        rows = (features - scaling.offset) / scaling.scale
         return lambda train, test: primal_spectrum(rows, train, test)
-    known = gram(rows, float(grid[0])) if kernel is None else kernel
-    return lambda train, test: dual_spectrum(known, train, test)
+    kernel = gram(features, scaling.offset, scaling.scale, float(grid[0]))
+    return lambda train, test: dual_spectrum(kernel, train, test)
 
 
 def _predictor(
