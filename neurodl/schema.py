@@ -251,7 +251,9 @@ def _check_times(array: xr.DataArray, what: str) -> None:
         )
     if not np.isfinite(times).all():
         rows = np.flatnonzero(~np.isfinite(times))
-        raise SchemaError(f"{what}: coord 'time' is not finite in {len(rows)} rows, first {rows[0]}.")
+        raise SchemaError(
+            f"{what}: coord 'time' is not finite in {len(rows)} rows, first {rows[0]}."
+        )
     if "run" in array.coords:
         runs = array["run"].values
         inside = runs[1:] == runs[:-1]

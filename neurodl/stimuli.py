@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,10 +18,12 @@ from neurodl.io.images import (
     find_images,
     image_stack,
 )
+from neurodl.io.plain import load_array, read_table, text_lines
 from neurodl.io.video import VIDEO_SUFFIXES, VideoFile
 
 Source = ImageFile | ZippedImage | ArrayImage | VideoFile
 TABLE_SUFFIXES = (".tsv", ".csv")
+ARRAY_SUFFIXES = (".npz", ".npy")
 
 
 class Stimuli(torch.utils.data.Dataset[torch.Tensor]):
@@ -70,7 +71,7 @@ class Stimuli(torch.utils.data.Dataset[torch.Tensor]):
     def from_files(
         cls,
         path: str | Path | Iterable[str | Path],
-        ids: Sequence[str] | None = None,
+        ids: Sequence[str] | str | Path | None = None,
         *,
         n_frames: int | None = None,
         key: str | None = None,
@@ -81,14 +82,15 @@ class Stimuli(torch.utils.data.Dataset[torch.Tensor]):
         Parameters
         ----------
         path : str, Path or list of them
-            A folder (searched recursively) or zip archive of images or videos; a list of
-            files; an ``.npz`` or ``.npy`` file with an array of images; or a ``.tsv`` /
+            A folder (searched recursively) of images or of videos; a zip archive of images; a
+            list of files; an ``.npz`` or ``.npy`` file with an array of images; or a ``.tsv`` /
             ``.csv`` table with a column ``path`` (relative to the table) or ``stim_file``, and
             optionally ``stimulus``.
-        ids : sequence of str, optional
+        ids : sequence of str or path, optional
             The stimulus ids, in the order of the sorted names (of the rows for a list, table or
-            array). By default the sorted names themselves: the path inside the folder or
-            archive with its suffix; for arrays ``"0000"``, ``"0001"`` ... in array order.
+            array), or a text file with one per line. By default the sorted names themselves: the
+            path inside the folder or archive with its suffix; for arrays ``"0000"``, ``"0001"``
+            ... in array order.
         n_frames : int, optional
             For videos: how many evenly spaced frames are decoded; all by default.
         key : str, optional
@@ -102,7 +104,29 @@ class Stimuli(torch.utils.data.Dataset[torch.Tensor]):
             Something does not exist or cannot be read; the message names it.
         PairingError
             Ids repeat, or there is another number of them than of stimuli.
+        ValueError
+            An argument says nothing for this kind of stimuli.
         """
+        arrays = isinstance(path, (str, Path)) and Path(path).suffix.lower() in ARRAY_SUFFIXES
+        options = {"key": key, "value_range": value_range}
+        given = [name for name, value in options.items() if value is not None]
+        if given and not arrays:
+            raise ValueError(f"{listed(given)} are only for stimuli in an .npz or .npy file.")
+        ids = None if ids is None else text_lines(ids)
+        opened = cls._opened(path, ids, n_frames, key, value_range)
+        if n_frames is not None and opened.kind != "video":
+            raise ValueError(f"`n_frames` is only for videos, but {path!s:.80} holds images.")
+        return opened
+
+    @classmethod
+    def _opened(
+        cls,
+        path: str | Path | Iterable[str | Path],
+        ids: Sequence[str] | None,
+        n_frames: int | None,
+        key: str | None,
+        value_range: Sequence[float] | None,
+    ) -> Stimuli:
         if not isinstance(path, (str, Path)):
             files = [Path(file) for file in path]
             names = _unique_names(files)
@@ -114,12 +138,21 @@ class Stimuli(torch.utils.data.Dataset[torch.Tensor]):
                 f"The stimuli {path} do not exist. {did_you_mean(path.name, siblings)}"
             )
         suffix = path.suffix.lower()
-        if suffix in (".npz", ".npy"):
-            return cls.from_arrays(_load_images(path, key), ids, value_range=value_range)
+        if suffix in ARRAY_SUFFIXES:
+            stack, _ = load_array(path, key, what="images", names=["images", "stimuli"])
+            return cls.from_arrays(stack, ids, value_range=value_range)
         if suffix in TABLE_SUFFIXES:
             return cls._of_table(path, ids, n_frames)
         if path.is_dir():
-            videos = sorted(p for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
+            files = [file for file in path.rglob("*") if not file.name.startswith(".")]
+            videos = sorted(p for p in files if p.suffix.lower() in VIDEO_SUFFIXES)
+            images = sorted(p for p in files if p.suffix.lower() in IMAGE_SUFFIXES)
+            if videos and images:
+                raise FileFormatError(
+                    f"The folder {path} holds {len(videos)} videos and {len(images)} images "
+                    f"({listed([videos[0].name, images[0].name])}, ...). Keep them apart, or give "
+                    "a list of files."
+                )
             if videos:
                 names = [video.relative_to(path).as_posix() for video in videos]
                 return cls._of_files(videos, names, ids, n_frames)
@@ -180,7 +213,7 @@ class Stimuli(torch.utils.data.Dataset[torch.Tensor]):
 
     @classmethod
     def _of_table(cls, path: Path, ids: Sequence[str] | None, n_frames: int | None) -> Stimuli:
-        table = pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",")
+        table = read_table(path, text=["stimulus", "path", "stim_file"])
         column = next((name for name in ("path", "stim_file") if name in table), None)
         if column is None:
             raise FileFormatError(
@@ -188,8 +221,8 @@ class Stimuli(torch.utils.data.Dataset[torch.Tensor]):
                 f"{listed(table.columns, 20)}."
             )
         if ids is None and "stimulus" in table:
-            ids = table["stimulus"].astype(str).tolist()
-        names = table[column].astype(str).tolist()
+            ids = table["stimulus"].tolist()
+        names = table[column].tolist()
         opened = cls._of_files([path.parent / name for name in names], names, ids, n_frames)
         rest = table.drop(columns=[column, "stimulus"], errors="ignore")
         opened.table = rest.set_axis(opened.table.index, axis=0)
@@ -259,25 +292,3 @@ def _unique_names(files: Sequence[Path]) -> list[str]:
     """Return file names, or whole paths where names repeat."""
     names = [file.name for file in files]
     return names if len(set(names)) == len(names) else [file.as_posix() for file in files]
-
-
-def _load_images(path: Path, key: str | None) -> Any:
-    try:
-        stored = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise FileFormatError(f"Cannot read {path}: {error}") from error
-    if isinstance(stored, np.ndarray):
-        return stored
-    with stored:
-        if key is None:
-            named = [name for name in ("images", "stimuli") if name in stored.files]
-            choices = named or stored.files
-            if len(choices) != 1:
-                raise FileFormatError(
-                    f"{path} holds the arrays {listed(stored.files, 20)}; say which are the "
-                    "images: key='...'."
-                )
-            key = choices[0]
-        if key not in stored.files:
-            raise FileFormatError(f"{path} has no array {key!r}. {did_you_mean(key, stored.files)}")
-        return stored[key]

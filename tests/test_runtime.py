@@ -41,7 +41,7 @@ def test_a_gpu_that_is_not_there_is_an_error(monkeypatch, device, n_gpus):
         resolve_device(device)
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:x", 3.5])
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "meta", 3.5])
 def test_nonsense_is_an_error(device):
     with pytest.raises(DeviceError, match="must be 'auto', 'cpu'"):
         resolve_device(device)

@@ -67,6 +67,7 @@ def test_responses_that_follow_it_pass_unchanged(good):
         (responses(attrs={"units": "a", "x": [[1, 2]]}), "flat lists"),
         (series([0.0, 2.0, 0.0]), r"'time' does not rise at row 2 \(2 s, then 0 s\).*'run'"),
         (series(["a", "b"]), "must be in seconds"),
+        (series([0.0, np.nan, 4.0]), "'time' is not finite in 1 rows, first 1"),
     ],
 )  # fmt: skip
 def test_responses_that_do_not_are_named(bad, message):

@@ -51,18 +51,21 @@ def test_a_list_keeps_its_order(folder):
     assert twice.ids == [(folder / "a.png").as_posix(), (folder / "sub/a.png").as_posix()]
 
 
-@pytest.mark.parametrize("suffix", ["tsv", "csv"])
+@pytest.mark.parametrize("suffix", ["tsv", "csv", "TSV"])
 def test_a_table_names_files_ids_and_properties(folder, suffix):
-    separator = "\t" if suffix == "tsv" else ","
-    rows = [["stimulus", "path", "onset"], ["7", "b.png", "0.5"], ["8", "a.png", "1.5"]]
+    separator = "\t" if suffix.lower() == "tsv" else ","
+    rows = [["stimulus", "path", "onset"], ["007", "b.png", "0.5"], ["8", "a.png", "1.5"]]
     table = folder / f"table.{suffix}"
     table.write_text("\n".join(separator.join(row) for row in rows))
     stimuli = Stimuli.from_files(table)
-    assert stimuli.ids == ["7", "8"]
+    assert stimuli.ids == ["007", "8"]
     assert brightness(stimuli) == [0, 10]
     assert stimuli.table["onset"].tolist() == [0.5, 1.5]
     table.write_text(separator.join(["name", "x"]) + "\n")
     with pytest.raises(FileFormatError, match="needs a column 'path' or 'stim_file'"):
+        Stimuli.from_files(table)
+    table.write_text("")
+    with pytest.raises(FileFormatError, match=f"Cannot read the table .*{suffix}"):
         Stimuli.from_files(table)
 
 
@@ -128,6 +131,41 @@ def test_hashes_follow_the_bytes(folder):
 def test_wrong_ids_are_errors(folder, ids, message):
     with pytest.raises(PairingError, match=message):
         Stimuli.from_files(folder, ids=ids)
+
+
+def test_ids_may_be_a_text_file(folder, tmp_path):
+    (tmp_path / "ids.txt").write_text("x\ny\nz\n")
+    assert Stimuli.from_files(folder, str(tmp_path / "ids.txt")).ids == ["x", "y", "z"]
+    with pytest.raises(MissingFileError, match="The text file xyz does not exist"):
+        Stimuli.from_files(folder, "xyz")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_frames": 3}, "`n_frames` is only for videos"),
+        ({"key": "images"}, "'key' are only for stimuli in an .npz"),
+        ({"value_range": np.array([0, 1])}, "'value_range' are only for stimuli in an .npz"),
+    ],
+)
+def test_what_would_do_nothing_is_an_error(folder, options, message):
+    with pytest.raises(ValueError, match=message):
+        Stimuli.from_files(folder, **options)
+
+
+def test_nothing_in_a_folder_is_left_out_silently(folder):
+    (folder / "clip.mp4").write_bytes(b"")
+    with pytest.raises(FileFormatError, match=r"holds 1 videos and 3 images \('clip.mp4', 'a.png'"):
+        Stimuli.from_files(folder)
+    (folder / "clip.mp4").rename(folder / ".clip.mp4")
+    assert len(Stimuli.from_files(folder)) == 3
+
+
+def test_a_damaged_npz_is_named(tmp_path):
+    np.savez(tmp_path / "i.npz", images=np.zeros((2, 4, 4), np.uint8))
+    (tmp_path / "i.npz").write_bytes((tmp_path / "i.npz").read_bytes()[:100])
+    with pytest.raises(FileFormatError, match=r"Cannot read .*i\.npz"):
+        Stimuli.from_files(tmp_path / "i.npz")
 
 
 def test_wrong_paths_are_errors(folder, tmp_path):

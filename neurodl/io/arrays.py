@@ -102,7 +102,7 @@ def read_responses(
     if isinstance(source, Path) and source.suffix == ".nc":
         source = _read_netcdf(source)
     if isinstance(source, xr.DataArray):
-        _refuse("say nothing for arrays that have names", ids=ids, dims=dims, key=key)
+        _refuse("are not for arrays whose dims have names", ids=ids, dims=dims, key=key)
         array = source
     else:
         values, stored_ids, names = _read_values(source, key)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
-import warnings
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +17,8 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from neurodl.errors import FileFormatError, MissingFileError, listed
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".ppm", ".pgm")
+# RuntimeError: the member is encrypted, or compressed in a way that Python does not know.
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError)
 _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 
 
@@ -64,7 +65,7 @@ class ZippedImage:
         """Return the member's bytes, checked against the archive's checksum."""
         try:
             return _open_zip(self.archive).read(self.member)
-        except (zipfile.BadZipFile, OSError, EOFError, KeyError) as error:
+        except (*_ZIP_ERRORS, KeyError) as error:
             raise FileFormatError(f"Cannot read {self.name}: {error}") from error
 
     def sha256(self) -> str:
@@ -103,8 +104,14 @@ class ArrayImage:
         return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))
 
 
-@lru_cache(maxsize=8)
 def _open_zip(path: Path) -> zipfile.ZipFile:
+    """Return the open archive; a file that was replaced is opened anew."""
+    state = path.stat()
+    return _open_zip_of(path, state.st_ino, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=8)
+def _open_zip_of(path: Path, *_state: int) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
@@ -132,11 +139,12 @@ def decode_image(content: bytes, name: str = "image") -> np.ndarray:
         The bytes are no image, are truncated, or would decode to an implausible size.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content)) as opened:
-                opened.load()
-                return _to_rgb(opened)
+        with Image.open(io.BytesIO(content)) as opened:
+            # Checked here: warnings cannot be made errors while several threads decode.
+            if Image.MAX_IMAGE_PIXELS and opened.width * opened.height > Image.MAX_IMAGE_PIXELS:
+                raise ValueError(f"{opened.width} x {opened.height} pixels are implausibly many")
+            opened.load()
+            return _to_rgb(opened)
     except (
         UnidentifiedImageError,
         Image.DecompressionBombWarning,
@@ -152,21 +160,44 @@ def decode_image(content: bytes, name: str = "image") -> np.ndarray:
 def _to_rgb(image: Image.Image) -> np.ndarray:
     profile = image.info.get("icc_profile")
     image = ImageOps.exif_transpose(image)
-    if image.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I"):
-        values = np.asarray(image).astype(np.float64)
-        grey = np.clip(np.rint(values / 257), 0, 255).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=-1)
+    if image.mode.startswith("I"):
+        return _scale_integers(np.asarray(image).astype(np.int64))
     if image.mode == "F":
         raise ValueError("floating-point images need a value range: load them as an array")
-    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
-        return _flatten_alpha(image.convert("RGBA"))
-    if profile and image.mode in ("RGB", "CMYK", "L"):
-        # A profile that does not fit the pixels is ignored by every viewer as well.
-        with contextlib.suppress(ImageCms.PyCMSError):
-            own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            converted = ImageCms.profileToProfile(image, own, _SRGB, outputMode="RGB")
-            return np.asarray(converted)
-    return np.asarray(image.convert("RGB"))
+    transparent = image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info
+    whole = image.convert("RGBA") if transparent else image
+    colour = _opaque(image.mode, whole)
+    if profile and colour.mode in ("RGB", "CMYK", "L"):
+        colour = _to_srgb(colour, profile)
+    colour = colour.convert("RGB")
+    if not transparent:
+        return np.asarray(colour)
+    colour.putalpha(whole.getchannel("A"))
+    return _flatten_alpha(colour)
+
+
+def _scale_integers(values: np.ndarray) -> np.ndarray:
+    """Return 16-bit grey values as 8-bit RGB."""
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError("32-bit images need a value range: load them as an array")
+    grey = np.rint(values / 257).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=-1)
+
+
+def _opaque(mode: str, image: Image.Image) -> Image.Image:
+    """Return the colours, without transparency, in the mode that a colour profile speaks of."""
+    if mode in ("L", "LA") and image.mode == "RGBA":
+        return image.getchannel("R")
+    return image.convert("RGB") if image.mode in ("RGBA", "P") else image
+
+
+def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """Convert from an embedded profile; one that does not fit is ignored, as viewers do."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        return ImageCms.profileToProfile(image, source, _SRGB, outputMode="RGB") or image
+    except ImageCms.PyCMSError:
+        return image
 
 
 def _flatten_alpha(image: Image.Image) -> np.ndarray:
@@ -193,7 +224,7 @@ def find_images(path: Path) -> dict[str, ImageFile | ZippedImage]:
     else:
         try:
             names = _open_zip(path).namelist()
-        except (zipfile.BadZipFile, EOFError) as error:
+        except _ZIP_ERRORS as error:
             raise FileFormatError(f"Cannot read the archive {path}: {error}") from error
         found = {
             name: ZippedImage(path, name)

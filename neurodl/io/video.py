@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -74,7 +75,51 @@ def read_frames(path: Path, n_frames: int | None = None, *, reader: str = "auto"
         raise MissingFileError(f"The video {path} does not exist.")
     if n_frames is not None and n_frames < 1:
         raise ValueError(f"`n_frames` must be at least 1, but got {n_frames}.")
+    _check_whole(path)
     return readers[reader](path, n_frames)
+
+
+def _check_whole(path: Path) -> None:
+    """Raise if the container says that it is longer than the file: decoders show what is there."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        end = _declared_end(file, size)
+    if end > size:
+        raise FileFormatError(
+            f"The video {path} is cut off: it has {size} bytes, but its header says {end}."
+        )
+
+
+def _declared_end(file: BinaryIO, size: int) -> int:
+    """Return where the content ends by the header of AVI, Matroska or MP4; 0 if not known."""
+    start = file.read(256)
+    if start[:4] == b"RIFF":
+        return 8 + int.from_bytes(start[4:8], "little")
+    if start[:4] == b"\x1aE\xdf\xa3":  # an EBML header, then the segment that holds all
+        length, width = _matroska_size(start[4:])
+        segment = 4 + width + length
+        if start[segment : segment + 4] != b"\x18S\x80g":
+            return 0
+        length, width = _matroska_size(start[segment + 4 :])
+        unknown = length == (1 << 7 * width) - 1  # of a recording that was not finished
+        return 0 if unknown else segment + 4 + width + length
+    position, end = 0, 0
+    while position + 16 <= size:  # the boxes of an MP4 or QuickTime file, each with its size
+        file.seek(position)
+        box = file.read(16)
+        length = int.from_bytes(box[:4], "big")
+        length = int.from_bytes(box[8:], "big") if length == 1 else length
+        if length < 8 or not box[4:8].isalnum():
+            break
+        position += length
+        end = position if box[4:8] in (b"moov", b"mdat", b"moof") else end
+    return end
+
+
+def _matroska_size(content: bytes) -> tuple[int, int]:
+    """Return a number of variable width, and the width: its leading zero bits tell it."""
+    width = 9 - content[0].bit_length() if content else 0
+    return int.from_bytes(content[:width], "big") & ((1 << 7 * width) - 1), width
 
 
 def _frame_indices(n_total: int, n_frames: int | None, path: Path) -> np.ndarray:
@@ -108,8 +153,9 @@ def _read_av(path: Path, n_frames: int | None) -> np.ndarray:
         indices = _frame_indices(n_total, n_frames, path)
         wanted = set(indices.tolist())
         with av.open(str(path)) as container:
+            # decord turns the frames of a rotated camera upright by itself, PyAV does not
             frames = {
-                number: frame.to_ndarray(format="rgb24")
+                number: np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
                 for number, frame in enumerate(container.decode(video=0))
                 if number in wanted
             }

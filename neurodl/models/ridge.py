@@ -216,12 +216,12 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self._check_parameters()
         device = resolve_device(self.device)
         features = torch.as_tensor(np.require(X, requirements="W"), device=device)
-        scaling = spectrum_of = None
+        spectrum_of = None
         for fold, (train, test) in enumerate(splits):
             own, held = _index(train, device), _index(test, device)
-            if scaling is None or self.standardize:
-                scaling = self._scaling(features, own)
+            scaling = self._scaling(features, own)
             grid = self._grid(scaling, features)
+            # without scaling, one kernel serves all folds: each centres it on its own rows
             if spectrum_of is None or self.standardize:
                 spectrum_of = _spectra(features, scaling, grid)
             targets = _Targets(y, features, np.asarray(train))

@@ -155,12 +155,20 @@ def main() -> None:
     for size in [tuple(chosen.size)] if chosen.size else SIZES:
         X, Y = simulate(*size)
         alphas = np.square(X).sum() / min(X.shape) * np.logspace(-4, 4, chosen.alphas)
-        kind = ("KernelRidgeCV" if size[0] <= size[1] else "RidgeCV") if chosen.peer == "auto" else chosen.peer
+        kind = (
+            ("KernelRidgeCV" if size[0] <= size[1] else "RidgeCV")
+            if chosen.peer == "auto"
+            else chosen.peer
+        )
         peers = {f"himalaya {kind}, batch {b}": himalaya(kind, b) for b in chosen.batches}
         if chosen.scikit_learn:
             peers["scikit-learn RidgeCV (leave-one-out)"] = scikit_learn
-        print(f"\n{' x '.join(map(str, size))}, {chosen.alphas} penalties, {chosen.threads} threads")
-        runs: dict[str, list[tuple[float, float, float]]] = {name: [] for name in ["neurodl", *peers]}
+        print(
+            f"\n{' x '.join(map(str, size))}, {chosen.alphas} penalties, {chosen.threads} threads"
+        )
+        runs: dict[str, list[tuple[float, float, float]]] = {
+            name: [] for name in ["neurodl", *peers]
+        }
         for _ in range(chosen.repeats):
             for name, function in {"neurodl": ours, **peers}.items():
                 runs[name].append(measure(function, X, Y, alphas, str(chosen.threads)))
@@ -168,7 +176,10 @@ def main() -> None:
             seconds, memory, r = (statistics.median(column) for column in zip(*found, strict=True))
             pairs = [b[0] / a[0] for a, b in zip(runs["neurodl"], found, strict=True)]
             ratio = f"{statistics.median(pairs):5.2f}x" if name != "neurodl" else "      "
-            print(f"{name:<40} {seconds:7.2f} s  {ratio}  +{memory:6.0f} MB  mean r {r:.5f}", flush=True)
+            print(
+                f"{name:<40} {seconds:7.2f} s  {ratio}  +{memory:6.0f} MB  mean r {r:.5f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 
@@ -62,11 +63,60 @@ def test_three_dims_are_repeats(rng):
     assert found.attrs["subject"] == "sub-01"
 
 
+def test_dims_come_into_the_order_of_the_schema(rng):
+    stored = rng.standard_normal((3, 4, 2, 6)).astype("float32")
+    dims = ("unit", "time", "repeat", "stimulus")
+    found = read_responses(stored, dims=dims, ids=IDS, bin_width=0.1)
+    assert found.dims == ("stimulus", "repeat", "time", "unit")
+    np.testing.assert_array_equal(found, stored.transpose(3, 2, 1, 0))
+    np.testing.assert_allclose(found["time"], [0, 0.1, 0.2, 0.3])
+    assert found.attrs["bin_width"] == 0.1
+
+
 def test_time_series_start_at_zero(values):
     found = read_responses(values, dims=("time", "voxel"), tr=2.0)
     np.testing.assert_array_equal(found["time"], [0, 2, 4, 6, 8, 10])
     with pytest.raises(SchemaError, match="attr 'tr' or 'bin_width'"):
         read_responses(values, dims=("time", "voxel"))
+    with pytest.raises(PairingError, match="Time series have no stimulus ids"):
+        read_responses(values, dims=("time", "voxel"), tr=2.0, ids=IDS)
+
+
+def test_labels_and_rois_are_added_to_what_has_names(tmp_path, values):
+    path = saved(tmp_path, values, "r.nc")
+    array = xr.load_dataarray(path, engine="h5netcdf")
+    assert read_responses(array) is array
+    for source in (path, array):
+        found = read_responses(source, roi=["a", "b", "c"], subject="1", units="mV")
+        assert found.attrs == {"units": "mV", "subject": "1"}
+        assert found["roi"].values.tolist() == ["a", "b", "c"]
+        with pytest.raises(ValueError, match="'ids' are not for arrays whose dims have names"):
+            read_responses(source, ids=IDS[::-1])
+    assert array.attrs == {"units": "spikes / s"}
+
+
+def test_ids_in_tables_are_text_and_holes_are_missing_values(tmp_path):
+    (tmp_path / "r.csv").write_text("stimulus,a,b\n007,1,\nNA,2,n/a\n1e3,3,0.5\n")
+    found = read_responses(tmp_path / "r.csv", dims=("stimulus", "voxel"))
+    assert found["stimulus"].values.tolist() == ["007", "NA", "1e3"]
+    assert found["voxel"].values.tolist() == ["a", "b"]
+    np.testing.assert_array_equal(found, [[1, np.nan], [2, np.nan], [3, 0.5]])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "Cannot read the table"),
+        (b"\xff\xfe\x00", "Cannot read the table"),
+        (b"stimulus,a\ns0,1\n,2\n", "'stimulus' of the table .* empty in 1 rows, first in row 2"),
+        (b"stimulus,a\ns0,1,2\ns1,3,4\n", "have more cells than its header"),
+        (b"stimulus,a,a b\ns0,1,x\n", r"columns 'a b' of .* are not numbers"),
+    ],
+)
+def test_damaged_tables_are_errors(tmp_path, content, message):
+    (tmp_path / "r.csv").write_bytes(content)
+    with pytest.raises(FileFormatError, match=message):
+        read_responses(tmp_path / "r.csv")
 
 
 def test_ids_and_rois_come_from_text_files_too(tmp_path, values):
@@ -91,6 +141,12 @@ def test_ids_in_the_file_come_before_the_order_of_the_stimuli(tmp_path, values):
         ({"ids": IDS[:4]}, PairingError, "4 ids were given for 6 response rows"),
         ({"fallback_ids": IDS * 2}, PairingError, "6 rows .* but there are 12 stimuli"),
         ({"fallback_ids": IDS[:3]}, PairingError, r"are the dims \('unit', 'stimulus'\)\?"),
+        ({"fallback_ids": IDS[:3], "dims": ("presentation", "voxel")}, PairingError,
+         r"The voxel dim has that length: are the dims \('voxel', 'presentation'\)\?"),
+        ({"dims": ("stimulus", "stimulus"), "ids": IDS}, FileFormatError, "each once"),
+        ({"key": "a", "ids": IDS}, ValueError, "`key` chooses an array of an .npz file"),
+        ({"tr": 1, "bin_width": 1, "ids": IDS}, ValueError, "give one of them"),
+        ({"tr": 0, "dims": ("time", "unit")}, ValueError, "above 0 s, but got 0"),
         ({"ids": ["s0", *IDS[:5]]}, SchemaError, r"1 stimulus ids repeat.*'s0'"),
         ({"dims": ("stimuli", "unit")}, FileFormatError, "Did you mean 'stimulus'"),
         ({"dims": ("stimulus", "repeat", "unit")}, FileFormatError, "name their 2 dims"),
@@ -98,7 +154,7 @@ def test_ids_in_the_file_come_before_the_order_of_the_stimuli(tmp_path, values):
         ({"ids": IDS, "mask": "m.nii"}, ValueError, "'mask' are only for NIfTI"),
         ({"ids": IDS, "zscore": True}, ValueError, "'zscore' are only for NIfTI"),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_be_paired_is_an_error(values, options, error, message):
     with pytest.raises(error, match=message):
         read_responses(values, **options)
@@ -120,10 +176,22 @@ def test_files_that_cannot_be_understood_are_errors(tmp_path, values):
     (tmp_path / "words.tsv").write_text("stimulus\ta\tnote\ns0\t1\tgood\n")
     with pytest.raises(FileFormatError, match=r"columns 'note' of .* are not numbers"):
         read_responses(tmp_path / "words.tsv")
-    whole = saved(tmp_path, values, "cut.npy").read_bytes()
-    (tmp_path / "cut.npy").write_bytes(whole[:-20])
-    with pytest.raises(FileFormatError, match="cut.npy"):
-        read_responses(tmp_path / "cut.npy", ids=IDS)
+    for name in ("cut.npy", "cut.npz"):
+        whole = saved(tmp_path, values, name).read_bytes()
+        (tmp_path / name).write_bytes(whole[:-20])
+        with pytest.raises(FileFormatError, match=name):
+            read_responses(tmp_path / name, ids=IDS)
+    changed = bytearray(saved(tmp_path, values, "bit.npz").read_bytes())
+    changed[180] ^= 1
+    (tmp_path / "bit.npz").write_bytes(changed)
+    with pytest.raises(FileFormatError, match="bit.npz: Bad CRC"):
+        read_responses(tmp_path / "bit.npz", ids=IDS)
+    objects = saved(tmp_path, values, "ids.npz", ids=np.array(IDS, dtype=object))
+    with pytest.raises(FileFormatError, match="Python objects; save plain numbers or text"):
+        read_responses(objects)
+    table = saved(tmp_path, values, "r.csv")
+    with pytest.raises(FileFormatError, match="columns of a table are targets"):
+        read_responses(table, dims=("unit", "stimulus"))
     (tmp_path / "bad.nc").write_bytes(b"not netCDF")
     with pytest.raises(FileFormatError, match="bad.nc"):
         read_responses(tmp_path / "bad.nc")
@@ -132,6 +200,11 @@ def test_files_that_cannot_be_understood_are_errors(tmp_path, values):
         read_responses(tmp_path / "r.mat")
     with pytest.raises(MissingFileError, match="Did you mean 'words.tsv'"):
         read_responses(tmp_path / "word.tsv")
+    with pytest.raises(FileFormatError, match="are a folder"):
+        read_responses(tmp_path)
+    for source in ([tmp_path / "cut.npy"], pd.DataFrame(values)):
+        with pytest.raises(TypeError, match="but got (list|DataFrame)"):
+            read_responses(source, ids=IDS)
 
 
 def test_infinite_responses_are_named(values):
@@ -162,6 +235,12 @@ def test_nifti_is_a_time_series_unless_it_has_ids(nifti):
     betas = read_responses([image], mask=mask, ids=IDS[:5], units="beta")
     assert betas.dims == ("stimulus", "voxel")
     assert betas.attrs["units"] == "beta"
+    opened = read_responses(nib.load(image), mask=nib.load(mask))
+    np.testing.assert_array_equal(opened, series)
+    with pytest.raises(PairingError, match="`roi` has 1 entries for 4 targets"):
+        read_responses(image, mask=mask, roi=["a"])
+    with pytest.raises(ValueError, match="'atlas_labels' and `roi` both name ROIs"):
+        read_responses(image, mask=mask, roi=list("aabb"), atlas_labels={1: "V1"})
 
 
 @pytest.mark.parametrize(("name", "value"), [("dims", ("voxel",)), ("key", "a"), ("bin_width", 1)])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import warnings
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -44,12 +46,41 @@ def test_sixteen_bit_grey_is_scaled():
     deep = np.array([[0, 257, 32896, 65535]], np.uint16)
     found = decode_image(encoded(Image.fromarray(deep)))
     np.testing.assert_array_equal(found[0], np.repeat([[0], [1], [128], [255]], 3, 1))
+    as_32_bits = encoded(Image.fromarray(deep.astype(np.int32)), "TIFF")
+    np.testing.assert_array_equal(decode_image(as_32_bits), found)
+
+
+@pytest.mark.parametrize("values", [[[0, 65536]], [[-1, 0]], [[0.0, 1.0]]])
+def test_values_without_a_range_are_not_guessed(values):
+    kind = np.float32 if isinstance(values[0][0], float) else np.int32
+    with pytest.raises(FileFormatError, match="need a value range"):
+        decode_image(encoded(Image.fromarray(np.array(values, kind)), "TIFF"))
+
+
+def test_implausible_sizes_are_errors_and_leave_the_warnings_alone(picture, monkeypatch):
+    content = encoded(Image.fromarray(picture))
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(decode_image, [content] * 200))
+    filters = list(warnings.filters)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(FileFormatError, match="9 x 6 pixels are implausibly many"):
+            decode_image(content)
+    assert warnings.filters == filters
 
 
 def test_transparent_pixels_lie_over_white():
     pixels = np.array([[[200, 0, 0, 0], [200, 0, 0, 255], [200, 0, 0, 51]]], np.uint8)
     found = decode_image(encoded(Image.fromarray(pixels)))
     np.testing.assert_allclose(found[0], [[255] * 3, [200, 0, 0], [244, 204, 204]], atol=1)
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([255, 0, 0, 0, 0, 255])
+    palette.putpixel((1, 0), 1)
+    found = decode_image(encoded(palette, transparency=0))
+    assert found[0].tolist() == [[255] * 3, [0, 0, 255]]
+    grey = encoded(Image.new("L", (1, 1), 7), transparency=7)
+    assert decode_image(grey).tolist() == [[[255] * 3]]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -70,16 +101,30 @@ def test_exif_orientation_is_undone(picture, orientation):
     np.testing.assert_array_equal(decode_image(stored), picture)
 
 
-def test_colour_profiles_are_converted():
-    grey = np.full((2, 2, 3), 128, np.uint8)
-    linear = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
-    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    found = decode_image(encoded(Image.fromarray(grey), icc_profile=srgb))
-    np.testing.assert_allclose(found, 128, atol=1)
-    # a profile that is not of this kind of image is ignored
-    np.testing.assert_array_equal(
-        decode_image(encoded(Image.fromarray(grey), icc_profile=linear)), grey
+def swapped_profile():
+    """sRGB with the red and blue primaries exchanged: what is stored as red is blue."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    n_tags = int.from_bytes(profile[128:132], "big")
+    rows = {bytes(profile[at : at + 4]): at + 4 for at in range(132, 132 + 12 * n_tags, 12)}
+    red, blue = rows[b"rXYZ"], rows[b"bXYZ"]
+    profile[red : red + 8], profile[blue : blue + 8] = (
+        profile[blue : blue + 8],
+        profile[red : red + 8],
     )
+    return bytes(profile)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_colour_profiles_are_converted(mode):
+    image = Image.new("RGB", (2, 2), (255, 0, 0)).convert(mode)
+    found = decode_image(encoded(image, icc_profile=swapped_profile()))
+    np.testing.assert_allclose(found[0, 0], [0, 0, 255], atol=1)
+
+
+def test_profiles_of_another_kind_are_ignored(picture):
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    found = decode_image(encoded(Image.fromarray(picture), icc_profile=lab))
+    np.testing.assert_array_equal(found, picture)
 
 
 @pytest.mark.parametrize("damage", ["empty", "text", "truncated"])
@@ -116,6 +161,32 @@ def test_archives_without_images_or_damaged_ones_are_errors(tmp_path):
     (tmp_path / "cut.zip").write_bytes((tmp_path / "empty.zip").read_bytes()[:30])
     with pytest.raises(FileFormatError, match="Cannot read the archive"):
         find_images(tmp_path / "cut.zip")
+
+
+def test_a_damaged_or_encrypted_member_is_named(tmp_path, picture):
+    path = tmp_path / "i.zip"
+    content = encoded(Image.fromarray(picture))
+    with zipfile.ZipFile(path, "w") as zipped:
+        zipped.writestr("a.png", content)
+    whole = path.read_bytes()
+    start, directory = whole.index(content), whole.index(b"PK\x01\x02")
+    for at, change, reason in [(start + 50, 1, "Bad CRC-32"), (directory + 8, 1, "encrypted")]:
+        damaged = bytearray(whole)
+        damaged[at] ^= change
+        path.write_bytes(damaged)
+        with pytest.raises(FileFormatError, match=rf"i\.zip!a\.png: .*{reason}"):
+            find_images(path)["a.png"].decode()
+
+
+def test_an_archive_that_was_replaced_is_read_anew(tmp_path, picture):
+    path = tmp_path / "i.zip"
+    for name in ("a.png", "b.png"):
+        path.unlink(missing_ok=True)
+        with zipfile.ZipFile(path, "w") as zipped:
+            zipped.writestr(name, encoded(Image.fromarray(picture)))
+        found = find_images(path)
+        assert list(found) == [name]
+        np.testing.assert_array_equal(found[name].decode(), picture)
 
 
 @pytest.mark.parametrize(

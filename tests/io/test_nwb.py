@@ -61,9 +61,19 @@ def test_files_without_units_are_errors(tmp_path, recordings):
     np.savez(tmp_path / "none.npz")
     with pytest.raises(FileFormatError, match="holds no units"):
         read_spikes(tmp_path / "none.npz")
-    with h5py.File(tmp_path / "none.nwb", "w"):
-        pass
+    np.savez(tmp_path / "cut.npz", u=np.arange(9.0))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "cut.npz").read_bytes()[:99])
+    with pytest.raises(FileFormatError, match=r"cut\.npz"):
+        read_spikes(tmp_path / "cut.npz")
+    with h5py.File(tmp_path / "none.nwb", "w") as file:
+        with pytest.raises(FileFormatError, match="no units table"):
+            read_spikes(tmp_path / "none.nwb")
+        file["units/spike_times"] = [1.0, 2.0]
     with pytest.raises(FileFormatError, match="no units table"):
+        read_spikes(tmp_path / "none.nwb")
+    with h5py.File(tmp_path / "none.nwb", "a") as file:
+        file["units/spike_times_index"] = [1]
+    with pytest.raises(FileFormatError, match="2 spike times, of which 1 are assigned"):
         read_spikes(tmp_path / "none.nwb")
     whole = (recordings / "spikes_pynapple" / "A8604-211122.nwb").read_bytes()
     (tmp_path / "cut.nwb").write_bytes(whole[:5000])

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,19 +89,60 @@ def test_a_failed_folder_leaves_no_rest(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_says_so_and_keeps_the_old_file(tmp_path, scores, monkeypatch):
-    save(scores, tmp_path / "scores.nc")
-    before = (tmp_path / "scores.nc").read_bytes()
+@pytest.mark.parametrize("kind", ["dataset", "array", "features"])
+def test_a_full_disk_says_so_and_keeps_the_old_file(tmp_path, scores, kind):
+    """In a process that may write 20 kB per file, where HDF5 on disk would crash."""
+    pytest.importorskip("resource")  # not on Windows
+    features = scores["r"][0].rename(fold="stimulus", voxel="feature").drop_vars(["roi", "layer"])
+    features = features.fillna(0).assign_coords(stimulus=["a", "b", "c"])
+    things = {"dataset": scores, "array": scores["r"], "features": {"x": features}}
+    path = tmp_path / ("x.zarr" if kind == "features" else "x.nc")
+    (tmp_path / "thing.pickle").write_bytes(pickle.dumps(things[kind]))
+    save({"x": features[:, :3]} if kind == "features" else scores.isel(voxel=[0]), path)
+    before = sorted(tmp_path.rglob("*"))
+    code = """if True:
+        import pickle, resource, sys
+        from neurodl import errors, save
+        thing = pickle.load(open("thing.pickle", "rb"))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        try:
+            save(thing, sys.argv[1])
+        except errors.StorageError as error:
+            sys.exit(str(error))
+    """
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", code, path.name],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1, done.stderr
+    assert f"Cannot write {path.name}: File too large" in done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+    load(path)
 
-    def full(self, path, **_):
-        path.write_bytes(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(xr.Dataset, "to_netcdf", full)
-    with pytest.raises(StorageError, match=r"Cannot write .*scores\.nc: No space left"):
-        save(scores, tmp_path / "scores.nc")
-    assert (tmp_path / "scores.nc").read_bytes() == before
-    assert len(list(tmp_path.iterdir())) == 1
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS])
+def test_what_cannot_be_written_is_a_storage_error(tmp_path, number):
+    with (
+        pytest.raises(StorageError, match=rf"Cannot write .*file: {os.strerror(number)}\. What"),
+        atomic_path(tmp_path / "file") as part,
+    ):
+        part.write_text("half")
+        raise OSError(number, "as the system has it")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_errors_of_the_system_stay_what_they_are(tmp_path):
+    with pytest.raises(IsADirectoryError), atomic_path(tmp_path / "file"):
+        raise IsADirectoryError(errno.EISDIR, "x")
+
+
+def test_one_variable_of_the_scores_comes_back(tmp_path, scores):
+    save(scores["r"], tmp_path / "r.nc")
+    xr.testing.assert_identical(load(tmp_path / "r.nc"), scores["r"])
 
 
 def test_damaged_and_missing_files_are_errors(tmp_path, scores):

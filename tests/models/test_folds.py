@@ -1,0 +1,115 @@
+"""predict_folds: what fit and predict give fold by fold, in blocks and with bounded memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import KFold, LeaveOneGroupOut
+
+from neurodl.models import RidgeCV, ridge
+
+
+def simulate(n_samples, n_features, n_targets=70, dtype="float32"):
+    rng = np.random.default_rng(n_samples)
+    X = rng.standard_normal((n_samples, n_features)) * np.geomspace(3, 0.05, n_features) + 2
+    Y = X @ rng.standard_normal((n_features, n_targets))
+    Y += np.linspace(0.1, 30, n_targets) * rng.standard_normal(Y.shape) + 5
+    return X.astype(dtype), Y.astype(dtype)
+
+
+def collected(model, X, Y, splits, groups=None):
+    """Return predictions by fold and the penalties (n_folds, n_targets)."""
+    predicted = [np.full((len(test), Y.shape[1]), np.nan) for _, test in splits]
+    alpha = np.full((len(splits), Y.shape[1]), np.nan)
+    for part in model.predict_folds(X, Y, splits, groups):
+        predicted[part.fold][:, part.columns] = part.predicted.numpy()
+        alpha[part.fold, part.columns] = part.alpha.numpy()
+    return predicted, alpha
+
+
+@pytest.mark.parametrize("standardize", [True, False])
+@pytest.mark.parametrize("alphas", ["auto", [3.0], np.logspace(-3, 6, 12)])
+@pytest.mark.parametrize(("n_samples", "n_features"), [(60, 200), (150, 40), (60, 55)])
+@pytest.mark.filterwarnings("ignore::neurodl.errors.NeurodlWarning")
+def test_equals_fit_and_predict(n_samples, n_features, alphas, standardize):
+    X, Y = simulate(n_samples, n_features)
+    splits = list(KFold(4, shuffle=True, random_state=0).split(X))
+    model = RidgeCV(alphas, standardize=standardize, device="cpu")
+    predicted, alpha = collected(model, X, Y, splits)
+    for fold, (train, test) in enumerate(splits):
+        alone = RidgeCV(alphas, standardize=standardize, device="cpu").fit(X[train], Y[train])
+        np.testing.assert_allclose(alpha[fold], alone.alpha_, rtol=1e-4)
+        np.testing.assert_allclose(
+            predicted[fold], alone.predict(X[test]), atol=2e-3 * Y.std(), rtol=1e-3
+        )
+
+
+@pytest.mark.parametrize(("n_samples", "n_features"), [(60, 200), (150, 40)])
+@pytest.mark.filterwarnings("ignore::neurodl.errors.NeurodlWarning")
+def test_predictions_are_those_of_scikit_learn_at_the_same_penalty(n_samples, n_features):
+    X, Y = simulate(n_samples, n_features, dtype="float64")
+    splits = list(KFold(3).split(X))
+    model = RidgeCV(np.logspace(-2, 5, 8), standardize=False, device="cpu")
+    predicted, alpha = collected(model, X, Y, splits)
+    for (train, test), ours, chosen in zip(splits, predicted, alpha, strict=True):
+        theirs = Ridge(alpha=chosen).fit(X[train], Y[train]).predict(X[test])
+        np.testing.assert_allclose(ours, theirs, atol=1e-5 * Y.std())
+
+
+@pytest.mark.filterwarnings("ignore::neurodl.errors.NeurodlWarning")
+def test_groups_reach_the_inner_folds():
+    X, Y = simulate(80, 30)
+    groups = np.repeat(["a", "b", "c", "d"], 20)
+    splits = list(LeaveOneGroupOut().split(X, None, groups))
+    model = RidgeCV(np.logspace(0, 4, 6), cv=3, device="cpu")
+    _, alpha = collected(model, X, Y, splits, groups)
+    for fold, (train, _) in enumerate(splits):
+        alone = RidgeCV(np.logspace(0, 4, 6), cv=3, device="cpu")
+        alone.fit(X[train], Y[train], groups[train])
+        np.testing.assert_array_equal(alpha[fold], alone.alpha_)
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+@pytest.mark.parametrize("batch", [2048, 19, 1])
+@pytest.mark.filterwarnings("ignore::neurodl.errors.NeurodlWarning")
+def test_blocks_and_threads_do_not_change_the_result(monkeypatch, batch, n_threads):
+    X, Y = simulate(60, 200, n_targets=37)
+    splits = list(KFold(3).split(X))
+    expected, alpha = collected(RidgeCV(screening=False, device="cpu"), X, Y, splits)
+    monkeypatch.setattr(ridge, "N_TARGETS_BATCH", batch)
+    monkeypatch.setattr(ridge, "OPERATOR_BYTES", 1)  # one operator at a time
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        found, again = collected(RidgeCV(device="cpu"), X, Y, splits)
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_allclose(alpha, again)
+    for one, other in zip(expected, found, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4 * Y.std())
+
+
+@pytest.mark.filterwarnings("ignore::neurodl.errors.NeurodlWarning")
+def test_many_targets_take_one_map_per_penalty():
+    """With more targets than make maps pay, the predictions are the same."""
+    X, Y = simulate(40, 100, n_targets=30)
+    many = np.tile(Y, (1, 100))
+    splits = list(KFold(4).split(X))
+    few, alpha = collected(RidgeCV(screening=False, device="cpu"), X, Y, splits)
+    lots, again = collected(RidgeCV(screening=False, device="cpu"), X, many, splits)
+    np.testing.assert_allclose(again, np.tile(alpha, (1, 100)))
+    for one, other in zip(few, lots, strict=True):
+        np.testing.assert_allclose(np.tile(one, (1, 100)), other, atol=1e-4 * Y.std())
+
+
+def test_responses_may_be_a_memory_map(tmp_path):
+    X, Y = simulate(60, 30)
+    np.save(tmp_path / "y.npy", Y)
+    splits = list(KFold(3).split(X))
+    expected, _ = collected(RidgeCV(device="cpu"), X, Y, splits)
+    mapped = np.load(tmp_path / "y.npy", mmap_mode="r")
+    found, _ = collected(RidgeCV(device="cpu"), X, mapped, splits)
+    for one, other in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(one, other)
