@@ -15,7 +15,10 @@ from torchvision.transforms.v2 import functional as image_ops
 
 from neurodl.errors import UnknownNameError, did_you_mean
 
-SKIPPED_KINDS = (nn.Dropout, nn.Identity, nn.modules.batchnorm._BatchNorm, nn.ReLU, nn.GELU)
+SKIPPED_KINDS = (
+    nn.Dropout, nn.Identity, nn.modules.batchnorm._BatchNorm, nn.ReLU, nn.GELU,
+    nn.ParameterList, nn.ParameterDict,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -206,6 +209,22 @@ def _source(kind: type) -> str:
         return repr(kind.__qualname__)
 
 
+def open_lists(module: nn.Module, name: str) -> list[str]:
+    """Return `name`, or what is in it if it is a list of modules, which is never called itself.
+
+    Examples
+    --------
+    >>> net = nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])})
+    >>> open_lists(net, "blocks")
+    ['blocks.0', 'blocks.1']
+    """
+    part = module.get_submodule(name)
+    if not isinstance(part, (nn.ModuleList, nn.ModuleDict)):
+        return [] if isinstance(part, SKIPPED_KINDS) else [name]
+    inner = [open_lists(module, f"{name}.{key}") for key, _ in part.named_children()]
+    return [path for paths in inner for path in paths]
+
+
 def _stages(module: nn.Module) -> list[str]:
     """Return the coarse steps from input to output, opening long containers one level."""
     names = []
@@ -215,8 +234,8 @@ def _stages(module: nn.Module) -> list[str]:
             for key, part in child.named_children()
             if not isinstance(part, SKIPPED_KINDS)
         ]
-        if isinstance(child, (nn.Sequential, nn.ModuleList)) and len(inner) > 3:
+        if isinstance(child, nn.Sequential) and len(inner) > 3:
             names.extend(inner)
-        elif not isinstance(child, SKIPPED_KINDS):
-            names.append(name)
+        else:
+            names.extend(open_lists(module, name))
     return names or [name for name, _ in module.named_modules() if name]

@@ -10,7 +10,7 @@ from torch import nn
 from neurodl.backbones import gabor
 from neurodl.backbones.base import Backbone, ImageTransform, VideoTransform
 from neurodl.backbones.weights import load_weights
-from neurodl.errors import UnknownNameError, did_you_mean
+from neurodl.errors import UnknownNameError, did_you_mean, listed
 
 SOURCES = ("torchvision", "timm")
 WEIGHT_FREE = {"gabor": gabor.load_gabor, "pixels": gabor.load_pixels}
@@ -38,7 +38,7 @@ def load_backbone(
     pretrained : bool
         Whether to download the published weights; False gives an untrained control.
     seed : int, optional
-        For an untrained network; 0 by default.
+        For an untrained network, with ``pretrained=False``; 0 by default.
     transform : mapping, ImageTransform or VideoTransform, optional
         For a named network: values that replace those of its published weights, for instance
         ``{"mean": (.5, .5, .5), "std": (.5, .5, .5), "crop_pct": 1.0}``. For a module of your
@@ -54,6 +54,8 @@ def load_backbone(
         The published weights could not be fetched. Random weights are never used instead.
     FileFormatError
         The weights do not fit the network.
+    ValueError
+        An option would do nothing, such as `seed` beside trained weights.
 
     Examples
     --------
@@ -61,6 +63,9 @@ def load_backbone(
     ['pixels']
     """
     if isinstance(name, nn.Module):
+        if model_kwargs or seed is not None:
+            said = ["seed"] * (seed is not None) + list(model_kwargs)
+            raise ValueError(f"A module of your own is taken as it is; leave out {listed(said)}.")
         return _own(name, weights, transform)
     if isinstance(transform, (ImageTransform, VideoTransform)):
         raise TypeError(
@@ -75,6 +80,11 @@ def load_backbone(
     source, _, network = name.partition(":")
     if source not in SOURCES or not network:
         raise UnknownNameError(_unknown(name))
+    if seed is not None and (pretrained or weights is not None):
+        raise ValueError(
+            f"`seed` does nothing beside trained weights of {name}. Leave it out, or give "
+            "pretrained=False for an untrained control."
+        )
     from neurodl.backbones import timm, torchvision
 
     load = timm.load if source == "timm" else torchvision.load

@@ -9,10 +9,11 @@ import timm
 from timm.data import create_transform, resolve_data_config
 from torch import nn
 
-from neurodl.backbones.base import Backbone, ImageTransform, describe_transform
-from neurodl.backbones.weights import explain_download, load_weights, seeded
+from neurodl.backbones.base import Backbone, ImageTransform, describe_transform, open_lists
+from neurodl.backbones.weights import explain_download, fetch, load_weights, seeded
 from neurodl.errors import UnknownNameError, did_you_mean
 
+SOURCES = ("state_dict", "file", "hf_hub_id", "url")  # of weights, as timm prefers them
 TRANSFORM_OPTIONS = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 
 
@@ -34,11 +35,9 @@ def load(
     if name not in timm.list_models() and name not in timm.list_pretrained():
         raise UnknownNameError(f"timm has no network {name!r}. {did_you_mean(name, names())}")
     full_name = f"timm:{name}"
-    download = pretrained and weights is None
     with seeded(seed):
-        if download:
-            with explain_download(full_name, "the Hugging Face hub"):
-                module = timm.create_model(name, pretrained=True, **model_kwargs)
+        if pretrained and weights is None:
+            module = _pretrained(name, full_name, model_kwargs)
         else:
             module = timm.create_model(name, pretrained=False, **model_kwargs)
     published: Mapping[str, Any] = getattr(module, "pretrained_cfg", {})
@@ -63,12 +62,45 @@ def load(
     )
 
 
+def _pretrained(name: str, full_name: str, options: dict[str, Any]) -> nn.Module:
+    """Return the network with its published weights: from the hub, or from an address."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    published = timm.get_pretrained_cfg(name)
+    overlay = dict(options.get("pretrained_cfg_overlay") or {})
+    source = {**(published.to_dict() if published else {}), **overlay}
+    if not any(source.get(key) for key in SOURCES):
+        raise UnknownNameError(
+            f"There are no published weights of {full_name}. Give weights='path/to/file', or "
+            "pretrained=False for an untrained control."
+        )
+    n_published = source.get("num_classes")
+    n_classes = options.get("num_classes") or n_published
+    if n_classes != n_published:
+        raise ValueError(
+            f"The published weights of {full_name} have {n_published} classes; with "
+            f"num_classes={n_classes} the last layer would be random. Leave `num_classes` out."
+        )
+    if [key for key in SOURCES if source.get(key)] == ["url"]:
+        # timm would take whatever arrives; here the hash in the file's name is checked.
+        overlay["state_dict"] = fetch(source["url"], full_name)
+    if overlay:
+        options = {**options, "pretrained_cfg_overlay": overlay}
+    hub = source.get("hf_hub_id")
+    place = f"the Hugging Face hub ({hub})" if hub else str(source.get("url") or "a file")
+    with explain_download(full_name, place, HF_HUB_CACHE):
+        module = timm.create_model(name, pretrained=True, **options)
+    module.pretrained_cfg.pop("state_dict", None)
+    return module
+
+
 def _stages(module: nn.Module) -> list[str]:
     """Return timm's own list of stages, as far as they are modules."""
     info = getattr(module, "feature_info", None) or []
     entries = info if isinstance(info, list) else info.info
     known = {name for name, _ in module.named_modules()}
-    return [entry["module"] for entry in entries if entry["module"] in known]
+    names = dict.fromkeys(entry["module"] for entry in entries if entry["module"] in known)
+    return [name for listed in names for name in open_lists(module, listed)]
 
 
 def _transform(module: nn.Module, overrides: Mapping[str, Any]) -> ImageTransform:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 from torchvision import models
 from torchvision.transforms._presets import VideoClassification
 
 from neurodl.backbones.base import Backbone, ImageTransform, VideoTransform, describe_transform
-from neurodl.backbones.weights import explain_download, load_weights, seeded
+from neurodl.backbones.weights import fetch, fit_weights, load_weights, seeded
 from neurodl.errors import UnknownNameError, did_you_mean
 
 LICENCE = "BSD-3-Clause (torchvision); the training set's own terms apply to the weights"
+HEADED = ("googlenet", "inception_v3")  # with side branches for training
 
 
 def names() -> list[str]:
@@ -44,17 +45,20 @@ def load(
             f"{did_you_mean(tag, list(published.__members__))}"
         )
     entry = published[tag] if tag else published.DEFAULT
+    options = {**_published_options(architecture, entry), **model_kwargs}
+    if architecture in HEADED:
+        options.setdefault("init_weights", weights is None and not pretrained)
     with seeded(seed):
-        module = models.get_model(
-            architecture, weights=None, **_kwargs(entry, pretrained, weights, model_kwargs)
-        )
+        module = models.get_model(architecture, weights=None, **options)
     full_name = f"torchvision:{name}"
     if weights is not None:
-        origin = load_weights(module, weights, full_name)
+        origin = load_weights(module, weights, full_name, _present_name)
     elif pretrained:
-        origin = _download(module, entry, full_name)
+        fit_weights(module, fetch(entry.url, full_name), entry.url, full_name, _present_name)
+        origin = f"pretrained {entry}"
     else:
         origin = f"untrained, seed {0 if seed is None else seed}"
+    _drop_training_heads(module)
     return Backbone(
         name=full_name,
         module=module,
@@ -67,13 +71,44 @@ def load(
     )
 
 
-def _kwargs(
-    entry: Any, pretrained: bool, weights: str | None, given: dict[str, Any]
-) -> dict[str, Any]:
-    """Return the options that published weights were trained with, under the given ones."""
-    if not pretrained or weights is not None:
-        return given
-    return {"num_classes": len(entry.meta["categories"]), **given}
+def _published_options(architecture: str, entry: Any) -> dict[str, Any]:
+    """Return the options that the published weights were trained with.
+
+    An untrained control gets them too: the same network, on the same input.
+    """
+    options: dict[str, Any] = {"num_classes": len(entry.meta["categories"])}
+    if architecture.startswith("vit_"):
+        options["image_size"] = entry.meta["min_size"][0]
+    if architecture in HEADED:
+        # These weights are from another library: the network itself undoes the mean and sd.
+        options["transform_input"] = True
+    return options
+
+
+def _present_name(key: str) -> str:
+    """Return the present name of a tensor in the published files of DenseNets and ViTs.
+
+    Examples
+    --------
+    >>> _present_name("features.denseblock1.denselayer2.norm.1.weight")
+    'features.denseblock1.denselayer2.norm1.weight'
+    >>> _present_name("encoder.layers.encoder_layer_0.mlp.linear_2.bias")
+    'encoder.layers.encoder_layer_0.mlp.3.bias'
+    """
+    key = re.sub(r"(\.denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", key)
+    return re.sub(
+        r"(\.encoder_layer_\d+\.mlp\.)linear_([12])\.",
+        lambda found: f"{found[1]}{3 * (int(found[2]) - 1)}.",
+        key,
+    )
+
+
+def _drop_training_heads(module: nn.Module) -> None:
+    """Take away the side branches that run in training only, and could never be a layer."""
+    for name in ("aux1", "aux2", "AuxLogits"):
+        if isinstance(getattr(module, name, None), nn.Module):
+            setattr(module, name, None)
+            module.aux_logits = False  # type: ignore[assignment]
 
 
 def _transformer_blocks(module: nn.Module) -> list[str]:
@@ -82,15 +117,6 @@ def _transformer_blocks(module: nn.Module) -> list[str]:
     if isinstance(module, models.SwinTransformer):
         return [f"features.{name}" for name, _ in module.features.named_children()]
     return []
-
-
-def _download(module: nn.Module, entry: Any, name: str) -> str:
-    with explain_download(name, entry.url):
-        state = torch.hub.load_state_dict_from_url(
-            entry.url, map_location="cpu", progress=False, check_hash=True, weights_only=True
-        )
-    module.load_state_dict(state, strict=True)
-    return f"pretrained {entry}"
 
 
 def _transform(entry: Any, overrides: dict[str, Any]) -> ImageTransform | VideoTransform:

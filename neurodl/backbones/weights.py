@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from neurodl.errors import DownloadError, FileFormatError, MissingFileError, did_you_mean, listed
+from neurodl.errors import (
+    DownloadError,
+    FileFormatError,
+    MissingFileError,
+    NeurodlError,
+    did_you_mean,
+    listed,
+)
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 PREFIXES = ("module.", "_orig_mod.", "model.")
@@ -20,9 +28,12 @@ PREFIXES = ("module.", "_orig_mod.", "model.")
 
 @contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
-    """Run a block under a seed (0 if None) and leave the global generator as it was."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0 if seed is None else seed)
+    """Run a block under a seed (0 if None) and leave the global generator as it was.
+
+    Networks are made on the CPU, so the generators of GPUs are neither seeded nor saved.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0 if seed is None else seed)
         yield
 
 
@@ -30,7 +41,7 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     """Return the tensors of a checkpoint; nothing in the file is executed.
 
     Accepts ``.safetensors`` and torch files, bare or inside the usual wrapping
-    (``{"state_dict": ...}``), and takes off a common prefix such as ``module.``.
+    (``{"state_dict": ...}``).
 
     Raises
     ------
@@ -61,26 +72,60 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
             break
     if not isinstance(stored, dict) or not any(torch.is_tensor(v) for v in stored.values()):
         raise FileFormatError(f"{path} holds no state dict (tensors by name).")
-    return _without_prefix({k: v for k, v in stored.items() if torch.is_tensor(v)})
+    return {name: value for name, value in stored.items() if torch.is_tensor(value)}
 
 
-def _without_prefix(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in state):
-            return {name.removeprefix(prefix): value for name, value in state.items()}
+def _without_prefixes(state: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, Any]:
+    """Take off what wrappers put before every name, as long as the network has no such names."""
+    state = dict(state)
+    while not state.keys() & expected.keys():
+        common = [p for p in PREFIXES if state and all(name.startswith(p) for name in state)]
+        if not common:
+            break
+        state = {name.removeprefix(common[0]): value for name, value in state.items()}
     return state
 
 
-def load_weights(module: nn.Module, path: str | Path, name: str) -> str:
+def load_weights(
+    module: nn.Module,
+    path: str | Path,
+    name: str,
+    rename: Callable[[str], str] | None = None,
+) -> str:
     """Load a checkpoint file into `module`, every tensor or none; return its description.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    path : str or Path
+        What `read_state_dict` takes; a prefix such as ``module.`` before all names is taken off.
+    name : str
+        Of the network, for errors.
+    rename : callable, optional
+        From the names in old files to those of the network.
 
     Raises
     ------
     FileFormatError
         The weights do not fit the network; missing, unknown and misshapen names are listed.
     """
-    state = read_state_dict(path)
+    fit_weights(module, read_state_dict(path), str(path), name, rename)
+    digest = hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
+    return f"file {Path(path).name} (sha256 {digest[:12]})"
+
+
+def fit_weights(
+    module: nn.Module,
+    state: Mapping[str, torch.Tensor],
+    source: str,
+    name: str,
+    rename: Callable[[str], str] | None = None,
+) -> None:
+    """Copy tensors by name into `module`, every one or none; see `load_weights`."""
     expected = module.state_dict()
+    state = _without_prefixes(state, expected)
+    if rename is not None:
+        state = {rename(key): value for key, value in state.items()}
     # A counter that old checkpoints lack, and that a network in evaluation mode does not read.
     counters = {
         key: value for key, value in expected.items() if key.endswith("num_batches_tracked")
@@ -104,26 +149,51 @@ def load_weights(module: nn.Module, path: str | Path, name: str) -> str:
     ]
     if problems:
         raise FileFormatError(
-            f"The weights {path} do not fit {name}: {'; '.join(problems)} of "
+            f"The weights {source} do not fit {name}: {'; '.join(problems)} of "
             f"{len(expected)} tensors. Check the architecture's name and its options "
             "(num_classes, for example)."
         )
-    module.load_state_dict(state, strict=True)
-    digest = hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
-    return f"file {Path(path).name} (sha256 {digest[:12]})"
+    ready = OrderedDict(state)
+    # The names are the present ones, so the version of the layout, which some modules ask for
+    # and safetensors files lack, is the present one too.
+    ready._metadata = expected._metadata  # type: ignore[attr-defined]
+    module.load_state_dict(ready, strict=True)
+
+
+def fetch(url: str, name: str) -> dict[str, Any]:
+    """Return the checkpoint at an address, from torch's cache if it was fetched before.
+
+    Raises
+    ------
+    DownloadError
+        It cannot be fetched, is damaged, or is not what its name's hash says.
+    """
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    with explain_download(name, url, folder):
+        return torch.hub.load_state_dict_from_url(
+            url,
+            model_dir=str(folder),
+            map_location="cpu",
+            progress=False,
+            check_hash=True,
+            weights_only=True,
+        )
 
 
 @contextmanager
-def explain_download(name: str, source: str) -> Iterator[None]:
+def explain_download(name: str, source: str, folder: str | Path) -> Iterator[None]:
     """Turn a failed download into an error that names the ways on; never into random weights."""
     try:
         yield
-    except (OSError, RuntimeError, ConnectionError) as error:
+    except (NeurodlError, TypeError, AttributeError, AssertionError):
+        raise  # a mistake in the network's options, not in its weights
+    except Exception as error:  # damaged files and broken connections raise types of many libraries
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise DownloadError(
-            f"The pretrained weights of {name} could not be fetched from {source}: {reason}\n"
+            f"The pretrained weights of {name} could not be loaded from {source}: {reason}\n"
             "Go on in one of these ways:\n"
-            "  - connect to the internet and run again (what arrived is kept);\n"
+            "  - connect to the internet and run again;\n"
+            f"  - if a damaged file was left in {folder}, delete it and run again;\n"
             "  - fetch the file elsewhere and give it as weights='path/to/file';\n"
             "  - pretrained=False, seed=0 for an untrained control, named so in every result."
         ) from error

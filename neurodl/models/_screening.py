@@ -51,7 +51,6 @@ class Screen:
     """
 
     def __init__(self, operators: list[HeldOut]) -> None:
-        self.full = operators
         self.rough = [one.rough() for one in operators]
         self.maps = [one.maps() for one in operators]
         self.error = 0.0
@@ -118,7 +117,7 @@ class Screen:
     ) -> torch.Tensor:
         """Return the mean score of some targets at one penalty in full precision."""
         found = []
-        for operator, maps, (train, test) in zip(self.full, self.maps, parts, strict=True):
+        for operator, maps, (train, test) in zip(self.rough, self.maps, parts, strict=True):
             inside, outside = train.index_select(0, targets), test.index_select(0, targets)
             predicted = inside @ maps[alpha]
             found.append(operator.scores_of(predicted, inside, outside, floor[targets]))

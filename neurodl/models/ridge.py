@@ -39,6 +39,8 @@ MAX_FEATURES_PER_SAMPLE = 4
 
 
 SpectrumOf = Callable[[torch.Tensor, torch.Tensor | None], Spectrum]
+Parts = list[tuple[torch.Tensor, torch.Tensor]]
+Scorer = Callable[[Parts, torch.Tensor], list[torch.Tensor]]
 
 
 class FoldPrediction(NamedTuple):
@@ -307,33 +309,25 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
             return index, torch.full((n_targets,), torch.nan, device=device)
         total = torch.zeros(len(grid), n_targets, dtype=targets.dtype, device=device)
         counted = torch.zeros_like(total, dtype=torch.int16)
-        waiting = [
-            (_index(a, device), _index(b, device)) for a, b in self._splits(len(own), groups)
-        ]
-        n_splits = len(waiting)
+        splits = self._splits(len(own), groups)
+        waiting = [(_index(train, device), _index(test, device)) for train, test in splits]
         while waiting:
-            ready: list[tuple[torch.Tensor, torch.Tensor, HeldOut]] = []
-            while waiting and sum(one.n_bytes for *_, one in ready) < OPERATOR_BYTES:
-                train, test = waiting.pop(0)
-                spectrum = spectrum_of(own[train], own[test])
-                operator = held_out(spectrum, grid, self.scoring, targets.dtype)
-                ready.append((train, test, operator))
-            operators = [operator for *_, operator in ready]
-            screen = None
-            if self.screening and len(ready) == n_splits and can_screen(operators):
-                screen = Screen(operators)
+            pairs: Parts = []
+            operators: list[HeldOut] = []
+            while waiting and sum(one.n_bytes for one in operators) < OPERATOR_BYTES:
+                pairs.append(waiting.pop(0))
+                spectrum = spectrum_of(*(own[rows] for rows in pairs[-1]))
+                operators.append(held_out(spectrum, grid, self.scoring, targets.dtype))
+            whole = len(operators) == len(splits)
+            scores_of = _scorer(operators, screening=self.screening and whole)
+            del operators
             for block in targets.blocks():
                 parts = [
-                    (block.values.index_select(1, a), block.values.index_select(1, b))
-                    for a, b, _ in ready
+                    (block.values.index_select(1, train), block.values.index_select(1, test))
+                    for train, test in pairs
                 ]
-                if screen is not None:
-                    total[:, block.columns] = screen.scores(parts, block.floor)
-                    counted[:, block.columns] = 1
-                    continue
-                for operator, part in zip(operators, parts, strict=True):
-                    scores = operator.scores(*part, block.floor)
-                    total[:, block.columns] += scores.nan_to_num(0.0)
+                for scores in scores_of(parts, block.floor):
+                    total[:, block.columns] += torch.where(scores.isnan(), 0.0, scores)
                     counted[:, block.columns] += ~scores.isnan()
         mean = total / counted
         index = best_alpha(mean)
@@ -438,6 +432,16 @@ def _spectra(features: torch.Tensor, scaling: _Scaling, grid: torch.Tensor) -> S
         return lambda train, test: primal_spectrum(rows, train, test)
     kernel = gram(features, scaling.offset, scaling.scale, float(grid[0]))
     return lambda train, test: dual_spectrum(kernel, train, test)
+
+
+def _scorer(operators: list[HeldOut], *, screening: bool) -> Scorer:
+    """Return the function from targets to scores: of each split, or their mean if screened."""
+    if screening and can_screen(operators):
+        screen = Screen(operators)
+        return lambda parts, floor: [screen.scores(parts, floor)]
+    return lambda parts, floor: [
+        operator.scores(*part, floor) for operator, part in zip(operators, parts, strict=True)
+    ]
 
 
 def _predictor(
