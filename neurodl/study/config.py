@@ -274,6 +274,8 @@ def _unused_keys(where: str, kind: str, entry: FeaturesSection) -> Iterator[str]
         yield f"{where} path: features are read from .zarr or .nc, but this is {entry.path}."
     if kind == "backbone" and entry.weights and "pretrained" in entry.model_fields_set:
         yield f"{where} pretrained: the weights come from a file; leave it out."
+    if kind == "backbone" and entry.seed is not None and (entry.pretrained or entry.weights):
+        yield f"{where} seed: it is for untrained networks, with pretrained = false; leave it out."
     if entry.design in ("glover", "spm") and entry.delays:
         yield f"{where} delays: they go with design = 'fir', not with an HRF."
 

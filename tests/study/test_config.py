@@ -89,6 +89,8 @@ def test_paths_are_relative_to_the_file_and_defaults_are_filled_in(folder):
          "[[features]]: give one of backbone, path and design, but there is none of them."),
         ({"features": [{"backbone": "pixels", "delays": [1]}]},
          "[[features]] delays: it says nothing beside backbone; leave it out."),
+        ({"features": [{"backbone": "timm:resnet18", "seed": 1}]},
+         "[[features]] seed: it is for untrained networks, with pretrained = false"),
         ({"features": [{"backbone": "pixels"}, {"backbone": "pixels"}]},
          "[[features]] label: 'pixels' names 2 entries; give each a label."),
         ({"features": [{"design": "fir"}], "responses": {"events": "events.tsv"}},
