@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+# Threads that wait without spinning, for machines that do other work as well.
+export OMP_WAIT_POLICY ?= passive
 
 .PHONY: demo test lint clean
 

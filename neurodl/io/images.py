@@ -153,7 +153,9 @@ def decode_image(content: bytes, name: str = "image") -> np.ndarray:
         SyntaxError,
         ValueError,
     ) as error:
-        reason = "the file is empty" if not content else str(error)
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "it is no image of a known format" if unknown else str(error)
+        reason = reason if content else "the file is empty"
         raise FileFormatError(f"Cannot decode the image {name}: {reason}") from error
 
 
