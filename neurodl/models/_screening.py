@@ -9,24 +9,23 @@ from __future__ import annotations
 
 import torch
 
-from neurodl.models._solvers import HeldOut
+from neurodl.models._heldout import Composed, Factored, HeldOut, Part, rough_scores, score
 
 # A rough score counts as off by up to this many times the largest error seen so far.
 SAFETY = 1.5
-N_AT_ONCE = 1024  # targets whose basis predictions fit into the processor's cache
+AT_ONCE_BYTES = 2**23  # basis predictions that fit into the processor's cache
 N_CALIBRATION = 128  # targets that are scored in full at every penalty, to see the first errors
 MAX_PENALTIES = 40  # beyond, so many lie close to the best that scoring all at once is faster
-MAX_BYTES = 2**27
 
 
-def can_screen(operators: list[HeldOut]) -> bool:
+def can_screen(operator: HeldOut) -> bool:
     """Return whether screening pays: half precision is fast here, and penalties are few."""
-    first = operators[0]
-    if first.basis.dtype != torch.float32 or any(one.project is not None for one in operators):
-        return False
-    n_alphas, rank = first.mixing.shape
-    n_bytes = sum(one.n_bytes for one in operators) * n_alphas / rank
-    return n_alphas <= MAX_PENALTIES and n_bytes <= MAX_BYTES and has_fast_half(first.basis.device)
+    mixing = operator.mixing
+    return (
+        mixing.dtype == torch.float32
+        and 2 < len(mixing) <= MAX_PENALTIES
+        and has_fast_half(mixing.device)
+    )
 
 
 def has_fast_half(device: torch.device) -> bool:
@@ -42,36 +41,32 @@ def has_fast_half(device: torch.device) -> bool:
 
 
 class Screen:
-    """Mean scores over inner splits, of the penalties that could be the best of each target.
+    """Mean scores over inner splits, of the penalties that could be the best of each target."""
 
-    Parameters
-    ----------
-    operators : list of HeldOut
-        One for each split, in float32 and without `project`.
-    """
-
-    def __init__(self, operators: list[HeldOut]) -> None:
-        self.rough = [one.rough() for one in operators]
-        self.maps = [one.maps() for one in operators]
+    def __init__(self) -> None:
+        self.rough: list[HeldOut] = []
+        # In full precision one penalty at a time is predicted: by its map, or by its gains.
+        self.exact: list[torch.Tensor | Factored] = []
         self.error = 0.0
 
-    def scores(
-        self, parts: list[tuple[torch.Tensor, torch.Tensor]], floor: torch.Tensor
-    ) -> torch.Tensor:
+    def add(self, operator: HeldOut) -> None:
+        """Take the operator of one more split, in float32."""
+        self.rough.append(operator.rough())
+        self.exact.append(operator.maps() if isinstance(operator, Composed) else operator)
+
+    def scores(self, parts: list[Part]) -> torch.Tensor:
         """Return mean scores (n_alphas, n_targets), -inf where a penalty cannot be the best.
 
         Parameters
         ----------
-        parts : list of (train, test)
-            For each split the targets of its training and test rows; see `HeldOut.scores`.
-        floor : torch.Tensor, shape (n_targets,)
+        parts : list of Part
+            The targets in each split, in the coordinates of its operator.
         """
-        rough, size = self._rough_scores(parts, floor)
+        rough, size = self._rough_scores(parts)
         if self.error == 0.0:
-            some = torch.arange(min(N_CALIBRATION, len(floor)), device=floor.device)
-            for alpha in range(len(rough)):
-                exact = self._exact(alpha, some, parts, floor)
-                self._learn(exact, rough[alpha, some], size[alpha, some])
+            some = torch.zeros_like(rough, dtype=torch.bool)
+            some[:, :N_CALIBRATION] = True
+            self._learn(self._exact(some, parts), rough[some], size[some])
         decided = torch.full_like(rough, -torch.inf).where(~rough.isnan(), torch.nan)
         done = torch.zeros_like(rough, dtype=torch.bool)
         while True:
@@ -80,23 +75,23 @@ class Screen:
             open_ones = (rough + margin >= lowest) & ~done
             if not open_ones.any():
                 return decided
-            for alpha in open_ones.any(1).nonzero()[:, 0].tolist():
-                targets = open_ones[alpha].nonzero()[:, 0]
-                exact = self._exact(alpha, targets, parts, floor)
-                self._learn(exact, rough[alpha, targets], size[alpha, targets])
-                decided[alpha, targets] = exact
+            exact = self._exact(open_ones, parts)
+            self._learn(exact, rough[open_ones], size[open_ones])
+            decided[open_ones] = exact
             done |= open_ones
 
-    def _rough_scores(
-        self, parts: list[tuple[torch.Tensor, torch.Tensor]], floor: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _rough_scores(self, parts: list[Part]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return mean rough scores and the mean of what their errors are in proportion to."""
+        n_targets = len(parts[0].total)
+        at_once = AT_ONCE_BYTES // (4 * max(one.width for one in self.rough))
+        if parts[0].total.device.type != "cpu":
+            at_once *= 64
         found = []
-        for start in range(0, len(floor), N_AT_ONCE):
-            some = slice(start, start + N_AT_ONCE)
+        for start in range(0, n_targets, max(at_once, 16)):
+            some = slice(start, start + max(at_once, 16))
             pairs = [
-                one.rough_scores(train[some], test[some], floor[some])
-                for one, (train, test) in zip(self.rough, parts, strict=True)
+                rough_scores(one, part.some(some))
+                for one, part in zip(self.rough, parts, strict=True)
             ]
             scores, sizes = zip(*pairs, strict=True)
             found.append((mean_over_splits(list(scores)), mean_over_splits(list(sizes))))
@@ -108,19 +103,36 @@ class Screen:
         relative = (exact - rough).abs() / size.clamp_min(1e-6)
         self.error = max(self.error, float(relative.nan_to_num(0.0).max()))
 
-    def _exact(
-        self,
-        alpha: int,
-        targets: torch.Tensor,
-        parts: list[tuple[torch.Tensor, torch.Tensor]],
-        floor: torch.Tensor,
-    ) -> torch.Tensor:
-        """Return the mean score of some targets at one penalty in full precision."""
+    def _exact(self, wanted: torch.Tensor, parts: list[Part]) -> torch.Tensor:
+        """Return mean scores in full precision.
+
+        Parameters
+        ----------
+        wanted : torch.Tensor, shape (n_alphas, n_targets), bool
+        parts : list of Part
+
+        Returns
+        -------
+        torch.Tensor, shape (n_wanted,)
+            In the order of ``scores[wanted]``: penalty by penalty.
+        """
+        penalty, target = wanted.nonzero(as_tuple=True)
+        counts = wanted.sum(1).tolist()
         found = []
-        for operator, maps, (train, test) in zip(self.rough, self.maps, parts, strict=True):
-            inside, outside = train.index_select(0, targets), test.index_select(0, targets)
-            predicted = inside @ maps[alpha]
-            found.append(operator.scores_of(predicted, inside, outside, floor[targets]))
+        for rough, exact, part in zip(self.rough, self.exact, parts, strict=True):
+            own = part.some(target)
+            if isinstance(exact, Factored):
+                inside = own.inside.mul_(exact.gains.index_select(0, penalty))
+                cross = torch.linalg.vecdot(inside, own.seen)
+                predicted = inside @ exact.root
+            else:
+                predicted = torch.empty_like(own.seen)
+                blocks = own.inside.split(counts), predicted.split(counts)
+                for one, inside, outside in zip(exact, *blocks, strict=True):
+                    torch.mm(inside, one, out=outside)
+                cross = torch.linalg.vecdot(predicted, own.seen)
+            squares = torch.linalg.vecdot(predicted, predicted)
+            found.append(score(rough.scoring, own, cross, squares))
         return mean_over_splits(found)
 
 

@@ -2,67 +2,29 @@
 
 from __future__ import annotations
 
-import numbers
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
-from sklearn.model_selection import GroupKFold, KFold, check_cv
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
-from neurodl.errors import NeurodlWarning
-from neurodl.models._screening import Screen, can_screen
-from neurodl.models._solvers import (
-    SCORINGS,
-    HeldOut,
-    Spectrum,
-    best_alpha,
-    dual_spectrum,
-    filtered,
-    gram,
-    held_out,
-    moments,
-    primal_spectrum,
-    with_primal_weights,
-)
+from neurodl.errors import listed
+from neurodl.models._base import PenaltyCV, as_tensor, check_features_input, check_fit_input
+from neurodl.models._design import Design, Runs, Scaling, fit_scaling
+from neurodl.models._spaces import LinearSpace
+from neurodl.models._targets import Targets
 from neurodl.runtime import resolve_device
 
-N_TARGETS_BATCH = 2048
-# The operators of inner splits are held together up to this size, so that targets are read once.
-OPERATOR_BYTES = 2**26
-# Up to this many features per sample, weights of features are kept: they are more exact than
-# weights of samples, and still no larger than a few times the targets.
-MAX_FEATURES_PER_SAMPLE = 4
+CENTRES = ("all", "runs")
 
 
-SpectrumOf = Callable[[torch.Tensor, torch.Tensor | None], Spectrum]
-Parts = list[tuple[torch.Tensor, torch.Tensor]]
-Scorer = Callable[[Parts, torch.Tensor], list[torch.Tensor]]
-
-
-class FoldPrediction(NamedTuple):
-    """Predictions of some targets in the test rows of one split.
-
-    fold : which split
-    columns : which targets
-    predicted : (n_test, n_targets)
-    alpha : (n_targets,), the chosen penalties
-    """
-
-    fold: int
-    columns: slice
-    predicted: torch.Tensor
-    alpha: torch.Tensor
-
-
-class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
+class RidgeCV(PenaltyCV):
     """Ridge regression with an intercept and one penalty per target, chosen by inner folds.
 
     Exact: one eigendecomposition of each inner training set serves all penalties and all
-    targets. With fewer samples than features it works on the kernel of the samples.
+    targets. It works on the kernel of the samples or on the covariance of the features, whichever
+    takes less time.
 
     Parameters
     ----------
@@ -79,6 +41,15 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         deviations instead, so that no single row can blow up; ``n_floored_`` counts them.
     sd_floor : float
         See `standardize`.
+    delays : sequence of int, optional
+        For time series, a finite impulse response: every feature enters once for each delay
+        [samples], within `runs`; before the start of a run it has its mean. The delayed features
+        are never held in memory.
+    centre : {"all", "runs"}
+        Whether means over all training rows are taken off features and targets, or those of each
+        run; then predictions are about the mean of their run, and runs must not be cut by folds.
+    nan_targets : {"error", "exclude"}
+        Whether targets with missing values are an error, or get no prediction (NaN).
     screening : bool
         Whether half-precision products may tell, where the hardware has them, which penalties are
         worth scoring in full. The result is the same; False is slower.
@@ -96,6 +67,8 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
     intercept_ : numpy.ndarray, shape (n_targets,)
     n_floored_ : int
         Features whose standard deviation was raised to the floor.
+    n_excluded_ : int
+        Targets that were left out for missing values.
 
     References
     ----------
@@ -118,6 +91,9 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         scoring: str = "r2",
         standardize: bool = True,
         sd_floor: float = 0.1,
+        delays: Sequence[int] | None = None,
+        centre: str = "all",
+        nan_targets: str = "error",
         screening: bool = True,
         device: str = "auto",
         seed: int = 0,
@@ -127,19 +103,27 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self.scoring = scoring
         self.standardize = standardize
         self.sd_floor = sd_floor
+        self.delays = delays
+        self.centre = centre
+        self.nan_targets = nan_targets
         self.screening = screening
         self.device = device
         self.seed = seed
 
-    def fit(self, X: Any, y: Any, groups: Any = None) -> RidgeCV:
+    def fit(self, X: Any, y: Any, groups: Any = None, runs: Any = None) -> RidgeCV:
         """Choose the penalties and fit the weights.
 
         Parameters
         ----------
         X : array-like, shape (n_samples, n_features)
+            Of numpy, torch (any device) or xarray.
         y : array-like, shape (n_samples,) or (n_samples, n_targets)
+            The same, or a memory map or zarr array; read in blocks of targets.
         groups : array-like, shape (n_samples,), optional
             Rows of one group (a run, say) stay on one side of every inner split.
+        runs : array-like, shape (n_samples,), optional
+            The run of each row, for `delays` and `centre`; the rows of a run stand together, in
+            the order of time.
 
         Returns
         -------
@@ -151,335 +135,120 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         ValueError
             Values are not finite, lengths differ, or a parameter is out of range.
         """
-        X, y = validate_data(
-            self,
-            X,
-            y,
-            dtype=(np.float64, np.float32),
-            multi_output=True,
-            y_numeric=True,
-            ensure_min_samples=2,
-        )
+        X, y = check_fit_input(self, X, y)
         self._check_parameters()
         device = resolve_device(self.device)
-        features = torch.as_tensor(np.require(X, requirements="W"), device=device)
-        everyone = torch.arange(len(features), device=device)
-        scaling = self._scaling(features, everyone)
-        self.X_offset_, self.X_scale_, self.n_floored_ = (
-            scaling.offset,
-            scaling.scale,
-            scaling.n_floored,
-        )
-        rows = (features - scaling.offset) / scaling.scale
-        targets = _Targets(y.reshape(len(X), -1), rows)
-        self._single_target = np.ndim(y) == 1
-        grid = self._grid(scaling, rows)
-        spectrum_of = _spectra(features, scaling, grid)
-        chosen, scores = self._choose(spectrum_of, everyone, targets, grid, groups)
-        whole = spectrum_of(everyone, None)
-        self._is_dual = rows.shape[1] > MAX_FEATURES_PER_SAMPLE * len(rows)
-        if len(rows) <= rows.shape[1] and not self._is_dual:
-            whole = with_primal_weights(whole, rows)
-        weight_basis = whole.weight_basis.to(rows.dtype)
-        weights = [
-            weight_basis @ filtered(whole, block.values, grid[chosen[block.columns]]).T
-            for block in targets.blocks()
-        ]
+        features = as_tensor(X, device)
+        own = torch.arange(len(features), device=device)
+        space = self._space(features, own, runs, None)
+        centred_by = self._centring_runs(runs, own.cpu(), [])
+        targets = Targets(y, features, None, self.nan_targets, centred_by)
+        grid = self._grid(space.mean_eigenvalue(own), device)
+        fold = space.fold(own, None, float(grid[0]), targets.n_targets)
+        chosen, scores = self._choose(fold, targets, grid, self._inner_groups(groups, runs))
+        basis, centre = space.weight_basis(fold, own)
+        basis = basis.to(features.dtype)
+        weights, means = [], []
+        for block, part in targets.map(
+            lambda block: basis @ fold.filtered(fold.view(block), grid[chosen[block.columns]]).T
+        ):
+            part[:, torch.as_tensor(targets.excluded[block.columns])] = torch.nan
+            weights.append(part)
+            means.append(block.mean)
         self._weights = torch.cat(weights, 1)
-        self._dual_rows = rows if self._is_dual else None
-        self._intercept = targets.mean()
+        self._intercept = torch.cat(means) - centre.to(features.dtype) @ self._weights
+        self._scaling = space.design.scaling
+        self._train_design = None if len(basis) == space.design.n_features else space.design
+        self.n_floored_ = self._scaling.n_floored
         self.intercept_ = self._intercept.cpu().numpy()
         self.alpha_ = grid[chosen].cpu().numpy()
         self.cv_score_ = scores.cpu().numpy()
+        self.alpha_[targets.excluded] = self.cv_score_[targets.excluded] = np.nan
+        self.n_excluded_ = int(targets.excluded.sum())
         self.n_alphas_at_edge_ = self._warn_of_edges(chosen, grid)
         return self
 
-    def predict_folds(
-        self, X: Any, y: Any, splits: Sequence[tuple[Any, Any]], groups: Any = None
-    ) -> Iterator[FoldPrediction]:
-        """Predict the test rows of each split by a model of its training rows, block by block.
-
-        The same as ``fit`` and ``predict`` for each split, without weights in between: it takes
-        less time, and memory that does not grow with the number of targets.
-
-        Parameters
-        ----------
-        X : array-like, shape (n_samples, n_features)
-        y : array-like, shape (n_samples, n_targets)
-        splits : sequence of (train, test)
-            Row numbers.
-        groups : array-like, shape (n_samples,), optional
-            See `fit`.
-
-        Yields
-        ------
-        FoldPrediction
-        """
-        self._check_parameters()
-        device = resolve_device(self.device)
-        features = torch.as_tensor(np.require(X, requirements="W"), device=device)
-        spectrum_of = None
-        for fold, (train, test) in enumerate(splits):
-            own, held = _index(train, device), _index(test, device)
-            scaling = self._scaling(features, own)
-            grid = self._grid(scaling, features)
-            # without scaling, one kernel serves all folds: each centres it on its own rows
-            if spectrum_of is None or self.standardize:
-                spectrum_of = _spectra(features, scaling, grid)
-            targets = _Targets(y, features, np.asarray(train))
-            chosen, _ = self._choose(spectrum_of, own, targets, grid, _part(groups, train))
-            whole = spectrum_of(own, held)
-            predict = _predictor(whole, grid, chosen, features.dtype)
-            for block in targets.blocks():
-                predicted = predict(block) + block.mean[:, None]
-                alphas = grid[chosen[block.columns]]
-                yield FoldPrediction(fold, block.columns, predicted.T, alphas)
-            self._warn_of_edges(chosen, grid)
-
-    def _check_parameters(self) -> None:
-        if self.scoring not in SCORINGS:
-            raise ValueError(f"`scoring` must be one of {SCORINGS}, but got {self.scoring!r}.")
-        if isinstance(self.alphas, str) and self.alphas != "auto":
-            raise ValueError(f"`alphas` must be 'auto' or numbers, but got {self.alphas!r}.")
-        if not isinstance(self.alphas, str):
-            alphas = np.atleast_1d(np.asarray(self.alphas, float))
-            if (
-                alphas.ndim != 1
-                or not len(alphas)
-                or not (np.isfinite(alphas) & (alphas > 0)).all()
-            ):
-                raise ValueError(f"`alphas` must be finite and > 0, but got {self.alphas}.")
-        if not 0 < self.sd_floor <= 1:
-            raise ValueError(f"`sd_floor` must lie in (0, 1], but got {self.sd_floor}.")
-
-    def _scaling(self, features: torch.Tensor, own: torch.Tensor) -> _Scaling:
-        """Return what centres and scales each feature, from the training rows `own`."""
-        offset, sd = moments(features, own)
-        scale, n_floored = torch.ones_like(sd), 0
-        floor = self.sd_floor * sd.square().mean().sqrt()
-        if self.standardize and floor > 0:
-            n_floored = int((sd < floor).sum())
-            scale = sd.clamp_min(floor)
-        mean_eigenvalue = float((sd / scale).double().square().sum()) * len(own)
-        mean_eigenvalue /= min(len(own), len(sd))
-        return _Scaling(offset, scale, n_floored, mean_eigenvalue)
-
-    def _grid(self, scaling: _Scaling, like: torch.Tensor) -> torch.Tensor:
-        """Return the penalties, ascending, float64."""
-        if isinstance(self.alphas, str):
-            alphas = (scaling.mean_eigenvalue or 1.0) * np.logspace(-4, 4, 17)
-        else:
-            alphas = np.unique(np.asarray(self.alphas, float))
-        return torch.as_tensor(alphas, dtype=torch.float64, device=like.device)
-
-    def _splits(self, n_samples: int, groups: Any) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return the inner splits."""
-        cv = self.cv
-        if isinstance(cv, numbers.Integral):
-            if groups is not None:
-                n_groups = len(np.unique(groups))
-                if n_groups < 2:
-                    raise ValueError(
-                        "Choosing the penalty needs at least 2 groups in the training rows, but "
-                        "there is 1. Give one penalty, such as alphas=[1.0], or more groups."
-                    )
-                cv = GroupKFold(min(int(cv), n_groups))
-            else:
-                cv = KFold(min(int(cv), n_samples), shuffle=True, random_state=self.seed)
-        return list(check_cv(cv).split(np.empty((n_samples, 1)), None, groups))
-
-    def _choose(
-        self,
-        spectrum_of: SpectrumOf,
-        own: torch.Tensor,
-        targets: _Targets,
-        grid: torch.Tensor,
-        groups: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the index of the chosen penalty of each target, and its mean inner score.
-
-        Parameters
-        ----------
-        own : torch.Tensor, shape (n_train,)
-            Where the training rows stand among the rows that `spectrum_of` knows.
-        """
-        device, n_targets = own.device, targets.n_targets
-        if len(grid) == 1:
-            index = torch.zeros(n_targets, dtype=torch.long, device=device)
-            return index, torch.full((n_targets,), torch.nan, device=device)
-        total = torch.zeros(len(grid), n_targets, dtype=targets.dtype, device=device)
-        counted = torch.zeros_like(total, dtype=torch.int16)
-        splits = self._splits(len(own), groups)
-        waiting = [(_index(train, device), _index(test, device)) for train, test in splits]
-        while waiting:
-            pairs: Parts = []
-            operators: list[HeldOut] = []
-            while waiting and sum(one.n_bytes for one in operators) < OPERATOR_BYTES:
-                pairs.append(waiting.pop(0))
-                spectrum = spectrum_of(*(own[rows] for rows in pairs[-1]))
-                operators.append(held_out(spectrum, grid, self.scoring, targets.dtype))
-            whole = len(operators) == len(splits)
-            scores_of = _scorer(operators, screening=self.screening and whole)
-            del operators
-            for block in targets.blocks():
-                parts = [
-                    (block.values.index_select(1, train), block.values.index_select(1, test))
-                    for train, test in pairs
-                ]
-                for scores in scores_of(parts, block.floor):
-                    total[:, block.columns] += torch.where(scores.isnan(), 0.0, scores)
-                    counted[:, block.columns] += ~scores.isnan()
-        mean = total / counted
-        index = best_alpha(mean)
-        return index, mean.gather(0, index[None])[0]
-
-    def _warn_of_edges(self, chosen: torch.Tensor, grid: torch.Tensor) -> int:
-        """Count the targets at the edges of the grid, and say so if the grid was given."""
-        if len(grid) == 1:
-            return 0
-        n_at_edge = int(((chosen == 0) | (chosen == len(grid) - 1)).sum())
-        if n_at_edge and not isinstance(self.alphas, str):
-            warnings.warn(
-                f"{n_at_edge} of {len(chosen)} targets chose the smallest or largest "
-                f"of `alphas` ({grid[0]:g} to {grid[-1]:g}); widen the grid or use alphas='auto'.",
-                NeurodlWarning,
-                stacklevel=3,
-            )
-        return n_at_edge
-
-    @property
-    def coef_(self) -> np.ndarray:
-        """The weights on the unscaled features, shape ([n_targets,] n_features)."""
-        weights = self._weights if self._dual_rows is None else self._dual_rows.T @ self._weights
-        coef = (weights / self.X_scale_[:, None]).T.cpu().numpy()
-        return coef[0] if self._single_target else coef
-
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(self, X: Any, runs: Any = None) -> np.ndarray:
         """Return predictions, shape (n_samples,) or (n_samples, n_targets).
 
         Parameters
         ----------
         X : array-like, shape (n_samples, n_features)
+        runs : array-like, shape (n_samples,), optional
+            See `fit`.
         """
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=(np.float64, np.float32), reset=False)
-        rows = torch.as_tensor(np.require(X, requirements="W"))
-        rows = rows.to(self._weights.device, self._weights.dtype)
-        rows = (rows - self.X_offset_) / self.X_scale_
-        if self._dual_rows is not None:
-            rows = rows @ self._dual_rows.T
-        predicted = (rows @ self._weights + self._intercept).cpu().numpy()
-        return predicted[:, 0] if self._single_target else predicted
+        X = check_features_input(self, X, reset=False)
+        features = as_tensor(X, self._weights.device).to(self._weights.dtype)
+        design = self._design(features, self._scaling, runs)
+        if self._train_design is not None:
+            kernel = design.kernel_with(self._train_design)
+            predicted = kernel.to(features.dtype) @ self._weights
+        else:
+            everyone = torch.arange(len(features), device=features.device)
+            predicted = torch.cat(
+                [rows.to(features.dtype) @ self._weights for _, rows in design.blocks(everyone)]
+            )
+        result = (predicted + self._intercept).cpu().numpy()
+        return result[:, 0] if self._single_target else result
 
+    @property
+    def coef_(self) -> np.ndarray:
+        """The weights on the unscaled features, shape ([n_targets,] n_delays * n_features)."""
+        weights = self._weights
+        if self._train_design is not None:
+            weights = self._train_design.combine(weights)
+        n_delays = len(weights) // len(self._scaling.scale)
+        coef = (weights / self._scaling.scale.repeat(n_delays)[:, None]).T.cpu().numpy()
+        return coef[0] if self._single_target else coef
 
-class _Scaling(NamedTuple):
-    """What centres and scales the features.
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        if not 0 < self.sd_floor <= 1:
+            raise ValueError(f"`sd_floor` must lie in (0, 1], but got {self.sd_floor}.")
+        if self.centre not in CENTRES:
+            raise ValueError(f"`centre` must be one of {CENTRES}, but got {self.centre!r}.")
+        if self.delays is not None:
+            whole = [delay == int(delay) >= 0 for delay in self.delays]
+            if not whole or not all(whole) or len(set(self.delays)) < len(whole):
+                raise ValueError(
+                    "`delays` must be different whole numbers of samples, such as [1, 2, 3, 4], "
+                    f"but got {self.delays!r}."
+                )
 
-    offset, scale : (n_features,)
-    n_floored : how many features hardly vary
-    mean_eigenvalue : of the kernel or covariance of the scaled training rows
-    """
+    def _space(
+        self, features: torch.Tensor, own: torch.Tensor, runs: Any, last: Any
+    ) -> LinearSpace:
+        """Return the feature space of all rows, scaled by the training rows `own`."""
+        scaling = fit_scaling(features, own, standardize=self.standardize, sd_floor=self.sd_floor)
+        # without scaling, one kernel serves all folds: each centres it on its own rows
+        kernel = None if last is None or self.standardize else last.kernel
+        return LinearSpace(self._design(features, scaling, runs), kernel)
 
-    offset: torch.Tensor
-    scale: torch.Tensor
-    n_floored: int
-    mean_eigenvalue: float
+    def _design(self, features: torch.Tensor, scaling: Scaling, runs: Any) -> Design:
+        """Return the features as the model sees them."""
+        by_run = self.centre == "runs"
+        if by_run and runs is None:
+            raise ValueError("centre='runs' needs `runs`, the run of each row.")
+        if not by_run and self.delays is None:
+            return Design(features, scaling)
+        stretches = Runs(runs, len(features), features.device)
+        return Design(features, scaling, self.delays, stretches, centre_runs=by_run)
 
+    def _inner_groups(self, groups: Any, runs: Any) -> Any:
+        """Return what inner folds keep whole: the runs, where rows depend on their neighbours."""
+        follows = self.delays is not None or self.centre == "runs"
+        return runs if groups is None and follows else groups
 
-class Block(NamedTuple):
-    """Some targets of the training rows, centred.
-
-    columns : which targets
-    values : (n_targets, n_train)
-    mean : (n_targets,), what was subtracted
-    floor : (n_targets,), deviations below it are rounding errors
-    """
-
-    columns: slice
-    values: torch.Tensor
-    mean: torch.Tensor
-    floor: torch.Tensor
-
-
-class _Targets:
-    """Targets that are read block by block, onto the device and in the dtype of the features."""
-
-    def __init__(self, y: np.ndarray, like: torch.Tensor, rows: np.ndarray | None = None) -> None:
-        self.y, self.rows, self.dtype, self.device = y, rows, like.dtype, like.device
-        self.n_targets = y.shape[1]
-
-    def blocks(self) -> Iterator[Block]:
-        """Yield all targets, some at a time."""
-        for start in range(0, self.n_targets, N_TARGETS_BATCH):
-            columns = slice(start, min(start + N_TARGETS_BATCH, self.n_targets))
-            raw = np.asarray(self.y[:, columns])
-            raw = (raw if self.rows is None else raw[self.rows]).T
-            values = torch.tensor(raw, dtype=self.dtype, device=self.device)
-            floor = 8 * torch.finfo(self.dtype).eps * values.abs().amax(1)
-            mean = values.mean(1)
-            values -= mean[:, None]
-            yield Block(columns, values.contiguous(), mean, floor)
-
-    def mean(self) -> torch.Tensor:
-        """Return the mean of each target."""
-        return torch.cat([block.mean for block in self.blocks()])
-
-
-def _spectra(features: torch.Tensor, scaling: _Scaling, grid: torch.Tensor) -> SpectrumOf:
-    """Return the function from training and test rows to a spectrum, dual or primal."""
-    if features.shape[0] > features.shape[1]:
-        rows = (features - scaling.offset) / scaling.scale
-        return lambda train, test: primal_spectrum(rows, train, test)
-    kernel = gram(features, scaling.offset, scaling.scale, float(grid[0]))
-    return lambda train, test: dual_spectrum(kernel, train, test)
-
-
-def _scorer(operators: list[HeldOut], *, screening: bool) -> Scorer:
-    """Return the function from targets to scores: of each split, or their mean if screened."""
-    if screening and can_screen(operators):
-        screen = Screen(operators)
-        return lambda parts, floor: [screen.scores(parts, floor)]
-    return lambda parts, floor: [
-        operator.scores(*part, floor) for operator, part in zip(operators, parts, strict=True)
-    ]
-
-
-def _predictor(
-    spectrum: Spectrum, grid: torch.Tensor, chosen: torch.Tensor, dtype: torch.dtype
-) -> Callable[[Block], torch.Tensor]:
-    """Return the function from a block to predictions of test rows, without the mean.
-
-    With few test rows, one map per penalty takes fewer operations than the eigenbasis, which is
-    as wide as there are training rows.
-    """
-    assert spectrum.test_basis is not None
-    n_train, width = spectrum.train_basis.shape
-    n_test, n_targets = len(spectrum.test_basis), len(chosen)
-    used = chosen.unique()
-    saved = n_targets * (n_train * width + width * n_test - n_train * n_test)
-    small = len(used) * n_train * n_test * 4 <= OPERATOR_BYTES
-    if not small or saved < 16 * n_train * width * n_test:
-        test_basis = spectrum.test_basis.T.to(dtype)
-        return lambda block: (
-            filtered(spectrum, block.values, grid[chosen[block.columns]]) @ test_basis
-        )
-    maps = held_out(spectrum, grid[used], "r2", dtype, compose=True).maps()
-    place = torch.searchsorted(used, chosen)
-
-    def by_penalty(block: Block) -> torch.Tensor:
-        predicted = block.values.new_empty(len(block.values), n_test)
-        mine = place[block.columns]
-        for alpha in mine.unique().tolist():
-            targets = (mine == alpha).nonzero()[:, 0]
-            predicted[targets] = block.values.index_select(0, targets) @ maps[alpha]
-        return predicted
-
-    return by_penalty
-
-
-def _index(rows: Any, device: torch.device) -> torch.Tensor:
-    return torch.as_tensor(np.asarray(rows), dtype=torch.long, device=device)
-
-
-def _part(groups: Any, rows: Any) -> Any:
-    return None if groups is None else np.asarray(groups)[rows]
+    def _centring_runs(self, runs: Any, train: Any, test: Any) -> Any:
+        """Return the runs of the training rows, if each run has a mean of its own."""
+        if self.centre != "runs":
+            return None
+        runs = np.asarray(runs)
+        cut = np.intersect1d(runs[train], runs[test])
+        if len(cut):
+            raise ValueError(
+                f"centre='runs' needs runs that are not cut by folds, but rows of {len(cut)} runs "
+                f"({listed(cut)}) are on both sides. Give groups='run'."
+            )
+        return runs[train]

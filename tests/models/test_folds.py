@@ -8,7 +8,7 @@ import torch
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import KFold, LeaveOneGroupOut
 
-from neurodl.models import RidgeCV, ridge
+from neurodl.models import RidgeCV, _choose, _targets
 
 
 def simulate(n_samples, n_features, n_targets=70, dtype="float32"):
@@ -74,12 +74,14 @@ def test_groups_reach_the_inner_folds():
 @pytest.mark.parametrize("n_threads", [1, 2])
 @pytest.mark.parametrize("batch", [2048, 19, 1])
 @pytest.mark.filterwarnings("ignore::neurodl.errors.NeurodlWarning")
-def test_blocks_and_threads_do_not_change_the_result(monkeypatch, batch, n_threads):
-    X, Y = simulate(60, 200, n_targets=37)
+@pytest.mark.parametrize("n_features", [200, 20])
+def test_blocks_and_threads_do_not_change_the_result(monkeypatch, batch, n_threads, n_features):
+    X, Y = simulate(60, n_features, n_targets=37)
     splits = list(KFold(3).split(X))
     expected, alpha = collected(RidgeCV(screening=False, device="cpu"), X, Y, splits)
-    monkeypatch.setattr(ridge, "N_TARGETS_BATCH", batch)
-    monkeypatch.setattr(ridge, "OPERATOR_BYTES", 1)  # one operator at a time
+    monkeypatch.setattr(_targets, "MAX_TARGETS", {"cpu": batch})
+    monkeypatch.setattr(_targets, "MIN_TARGETS", 1)
+    monkeypatch.setattr(_choose, "available_memory", lambda _: 4)  # one operator at a time
     before = torch.get_num_threads()
     torch.set_num_threads(n_threads)
     try:

@@ -149,7 +149,8 @@ def test_user_grid_at_its_edge_is_warned_about_with_the_count():
 def test_batches_of_targets_do_not_change_the_result(monkeypatch):
     X, Y = simulate(50, 80, n_targets=37)
     whole = RidgeCV(device="cpu").fit(X, Y).predict(X)
-    monkeypatch.setattr("neurodl.models.ridge.N_TARGETS_BATCH", 5)
+    monkeypatch.setattr("neurodl.models._targets.MAX_TARGETS", {"cpu": 5})
+    monkeypatch.setattr("neurodl.models._targets.MIN_TARGETS", 1)
     np.testing.assert_allclose(RidgeCV(device="cpu").fit(X, Y).predict(X), whole, rtol=1e-9)
 
 

@@ -1,0 +1,242 @@
+"""What regressions with a penalty per target share: input, inner folds, prediction by folds."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
+from sklearn.utils.validation import check_consistent_length, column_or_1d, validate_data
+
+from neurodl.errors import NeurodlWarning, listed
+from neurodl.models._choose import choose, predictor
+from neurodl.models._folds import Fold
+from neurodl.models._solvers import SCORINGS
+from neurodl.models._spaces import Space
+from neurodl.models._splits import Splits, inner_splits
+from neurodl.models._targets import Targets
+from neurodl.runtime import resolve_device
+
+
+class FoldPrediction(NamedTuple):
+    """Predictions of some targets in the test rows of one split.
+
+    fold : which split
+    columns : which targets
+    predicted : (n_test, n_targets)
+    alpha : (n_targets,), the chosen penalties
+    """
+
+    fold: int
+    columns: slice
+    predicted: torch.Tensor
+    alpha: torch.Tensor
+
+
+class PenaltyCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
+    """Base of regressions that choose one penalty per target inside the training rows.
+
+    A subclass has the parameters alphas, cv, scoring, nan_targets, screening, device and seed, and
+    makes a `Space` of features.
+    """
+
+    alphas: Any
+    cv: Any
+    scoring: str
+    nan_targets: str
+    screening: bool
+    device: str
+    seed: int
+
+    def _space(self, features: torch.Tensor, own: torch.Tensor, runs: Any, last: Any) -> Space:
+        """Return the feature space of all rows, scaled by the training rows `own`.
+
+        `last` is that of the fold before, in case something of it still holds.
+        """
+        raise NotImplementedError
+
+    def predict_folds(
+        self,
+        X: Any,
+        y: Any,
+        splits: Sequence[tuple[Any, Any]],
+        groups: Any = None,
+        runs: Any = None,
+    ) -> Iterator[FoldPrediction]:
+        """Predict the test rows of each split by a model of its training rows, block by block.
+
+        The same as ``fit`` and ``predict`` for each split, without weights in between: it takes
+        less time, and memory that does not grow with the number of targets.
+
+        Parameters
+        ----------
+        X : array-like, shape (n_samples, n_features)
+        y : array-like, shape (n_samples, n_targets)
+            Of numpy, torch, xarray or zarr, or a memory map; read in blocks of targets.
+        splits : sequence of (train, test)
+            Row numbers.
+        groups, runs : array-like, shape (n_samples,), optional
+            See `fit`.
+
+        Yields
+        ------
+        FoldPrediction
+        """
+        self._check_parameters()
+        device = resolve_device(self.device)
+        features = as_tensor(X, device)
+        groups = self._inner_groups(groups, runs)
+        space = None
+        for fold, (train, test) in enumerate(splits):
+            own, held = as_index(train, device), as_index(test, device)
+            space = self._space(features, own, runs, space)
+            centred_by = self._centring_runs(runs, train, test)
+            targets = Targets(y, features, np.asarray(train), self.nan_targets, centred_by)
+            grid = self._grid(space.mean_eigenvalue(own), device)
+            whole = space.fold(own, held, float(grid[0]), targets.n_targets)
+            chosen, _ = self._choose(whole, targets, grid, part_of(groups, train))
+            predict = predictor(whole, grid, chosen, features.dtype)
+            for block, predicted in targets.map(predict):
+                predicted += block.mean[:, None]
+                predicted[torch.as_tensor(targets.excluded[block.columns])] = torch.nan
+                yield FoldPrediction(fold, block.columns, predicted.T, grid[chosen[block.columns]])
+            self._warn_of_edges(chosen, grid)
+
+    def _inner_groups(self, groups: Any, runs: Any) -> Any:
+        """Return what inner folds keep whole."""
+        return groups
+
+    def _centring_runs(self, runs: Any, train: Any, test: Any) -> Any:
+        """Return the runs of the training rows, if each run has a mean of its own."""
+        return None
+
+    def _check_parameters(self) -> None:
+        if self.scoring not in SCORINGS:
+            raise ValueError(f"`scoring` must be one of {SCORINGS}, but got {self.scoring!r}.")
+        if self.nan_targets not in ("error", "exclude"):
+            raise ValueError(
+                f"`nan_targets` must be 'error' or 'exclude', but got {self.nan_targets!r}."
+            )
+        if isinstance(self.alphas, str):
+            if self.alphas != "auto":
+                raise ValueError(f"`alphas` must be 'auto' or numbers, but got {self.alphas!r}.")
+            return
+        alphas = np.atleast_1d(np.asarray(self.alphas, float))
+        if alphas.ndim != 1 or not len(alphas) or not (np.isfinite(alphas) & (alphas > 0)).all():
+            raise ValueError(f"`alphas` must be finite and > 0, but got {self.alphas}.")
+
+    def _grid(self, mean_eigenvalue: float, device: torch.device) -> torch.Tensor:
+        """Return the penalties, ascending, float64."""
+        if isinstance(self.alphas, str):
+            alphas = (mean_eigenvalue or 1.0) * np.logspace(-4, 4, 17)
+        else:
+            alphas = np.unique(np.asarray(self.alphas, float))
+        return torch.as_tensor(alphas, dtype=torch.float64, device=device)
+
+    def _choose(
+        self, fold: Fold, targets: Targets, grid: torch.Tensor, groups: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the index of the chosen penalty of each target, and its mean inner score."""
+        splits: Splits = []
+        if len(grid) > 1:
+            splits = inner_splits(self.cv, targets.n_samples, groups, self.seed)
+        return choose(fold, targets, splits, grid, self.scoring, screening=self.screening)
+
+    def _warn_of_edges(self, chosen: torch.Tensor, grid: torch.Tensor) -> int:
+        """Count the targets at the edges of the grid, and say so if the grid was given."""
+        if len(grid) == 1:
+            return 0
+        n_at_edge = int(((chosen == 0) | (chosen == len(grid) - 1)).sum())
+        if n_at_edge and not isinstance(self.alphas, str):
+            warnings.warn(
+                f"{n_at_edge} of {len(chosen)} targets chose the smallest or largest "
+                f"of `alphas` ({grid[0]:g} to {grid[-1]:g}); widen the grid or use alphas='auto'.",
+                NeurodlWarning,
+                stacklevel=3,
+            )
+        return n_at_edge
+
+
+def check_fit_input(model: BaseEstimator, X: Any, y: Any) -> tuple[np.ndarray | torch.Tensor, Any]:
+    """Return features and two-dimensional targets, checked; targets may stay on disk.
+
+    Raises
+    ------
+    ValueError
+        Shapes do not fit, or features are not finite; the message names the rows.
+    """
+    X = check_features_input(model, X, reset=True)
+    if y is None:
+        raise ValueError(
+            f"{type(model).__name__} requires y to be passed, but the target y is None."
+        )
+    if not hasattr(y, "shape"):
+        y = np.asarray(y)
+    kind = np.dtype(str(y.dtype).removeprefix("torch.")).kind
+    if kind not in "fiub":
+        y = np.asarray(y).astype(float)
+    if len(y.shape) not in (1, 2):
+        raise ValueError(f"y must have 1 or 2 dimensions, but has shape {tuple(y.shape)}.")
+    check_consistent_length(X, y)
+    model._single_target = len(y.shape) == 1
+    if len(y.shape) == 1:
+        y = y.reshape(-1, 1) if isinstance(y, torch.Tensor) else column_or_1d(y)[:, None]
+    return X, y
+
+
+def check_features_input(model: BaseEstimator, X: Any, *, reset: bool) -> np.ndarray | torch.Tensor:
+    """Return features (n_samples, n_features) in float32 or float64, checked to be finite."""
+    if isinstance(X, torch.Tensor):
+        _check_finite(X)
+        validate_data(model, X[:1].detach().cpu().numpy(), reset=reset, ensure_min_samples=0)
+        if len(X) < 2 and reset:
+            raise ValueError(
+                f"Found array with {len(X)} sample(s), but a minimum of 2 is required."
+            )
+        return X.detach() if X.dtype in (torch.float32, torch.float64) else X.detach().float()
+    if getattr(X, "dtype", None) == np.float16:
+        X = np.asarray(X, np.float32)
+    if isinstance(X, np.ndarray) and X.ndim == 2 and X.dtype.kind == "f":
+        _check_finite(torch.from_numpy(np.require(X, requirements="W")))
+    return validate_data(
+        model,
+        X,
+        dtype=(np.float64, np.float32),
+        reset=reset,
+        ensure_min_samples=2 if reset else 1,
+    )
+
+
+def _check_finite(X: torch.Tensor) -> None:
+    """Raise with the rows and columns of values that are not finite."""
+    bad_rows = ~torch.stack([part.isfinite().all(1) for part in X.split(4096, dim=1)]).all(0)
+    if not bad_rows.any():
+        return
+    rows = bad_rows.nonzero()[:, 0].tolist()
+    n_columns = int((~X[bad_rows].isfinite()).any(0).sum())
+    raise ValueError(
+        f"Input X contains NaN or infinity: in {len(rows)} rows ({listed(rows)}) and {n_columns} "
+        "features. Leave them out, or see where the features come from."
+    )
+
+
+def as_tensor(values: Any, device: torch.device) -> torch.Tensor:
+    """Return an array as a tensor on the device: float32 unless it is float64, without a copy."""
+    if not isinstance(values, torch.Tensor):
+        values = np.asarray(values)
+        values = torch.from_numpy(np.require(values, requirements="W"))
+    dtype = values.dtype if values.dtype == torch.float64 else torch.float32
+    return values.detach().to(device, dtype)
+
+
+def as_index(rows: Any, device: torch.device) -> torch.Tensor:
+    """Return row numbers as a tensor."""
+    return torch.as_tensor(np.asarray(rows), dtype=torch.long, device=device)
+
+
+def part_of(labels: Any, rows: Any) -> Any:
+    """Return the labels of some rows, if there are labels."""
+    return None if labels is None else np.asarray(labels)[rows]

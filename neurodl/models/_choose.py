@@ -1,0 +1,164 @@
+"""The penalty of each target, by its mean score over inner splits, and predictions at it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from neurodl.models._folds import DualFold, Fold, InnerSplit
+from neurodl.models._heldout import HeldOut, composed, scores_of_all
+from neurodl.models._screening import Screen, can_screen
+from neurodl.models._solvers import best_alpha
+from neurodl.models._splits import Splits
+from neurodl.models._targets import Block, Targets
+from neurodl.runtime import available_memory
+
+# The operators of inner splits are held together, so that targets are read once, up to this share
+# of the memory that is free.
+MEMORY_SHARE = 4
+MAP_BYTES = 2**26
+
+
+def choose(
+    fold: Fold,
+    targets: Targets,
+    splits: Splits,
+    grid: torch.Tensor,
+    scoring: str,
+    *,
+    screening: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the index of the best penalty of each target, and its mean inner score.
+
+    Parameters
+    ----------
+    fold : Fold
+    targets : Targets
+        Of the fold's own rows.
+    splits : list of (train, test)
+        Row numbers among the fold's own rows.
+    grid : torch.Tensor, shape (n_alphas,), float64
+    scoring : {"r2", "r"}
+    screening : bool
+        Whether half precision may rule out penalties first.
+
+    Returns
+    -------
+    index, scores : torch.Tensor, shape (n_targets,)
+    """
+    if len(grid) == 1:
+        index = torch.zeros(targets.n_targets, dtype=torch.long, device=grid.device)
+        return index, torch.full((targets.n_targets,), torch.nan, device=grid.device)
+    total = torch.zeros(len(grid), targets.n_targets, dtype=targets.dtype, device=grid.device)
+    counted = torch.zeros_like(total, dtype=torch.uint8)
+    waiting = [[torch.as_tensor(rows, device=grid.device) for rows in pair] for pair in splits]
+    while waiting:
+        scorer = _Scorer(fold, len(splits) if screening else 0)
+        while waiting and not scorer.full:
+            train, test = waiting.pop(0)
+            scorer.add(fold.split(train, test, scoring), grid, targets.dtype)
+        for block, found in targets.map(scorer.scores):
+            for scores in found:
+                total[:, block.columns] += torch.where(scores.isnan(), 0.0, scores)
+                counted[:, block.columns] += ~scores.isnan()
+    mean = total.div_(counted)
+    index = best_alpha(mean)
+    return index, mean.gather(0, index[None])[0]
+
+
+class _Scorer:
+    """The scores of targets at all penalties, in some inner splits of a fold.
+
+    Parameters
+    ----------
+    fold : Fold
+    n_to_screen : int
+        The number of all splits, or 0 for no screening, which compares means over all of them.
+    """
+
+    def __init__(self, fold: Fold, n_to_screen: int) -> None:
+        self.fold, self.n_to_screen = fold, n_to_screen
+        self.inner: list[InnerSplit] = []
+        self.operators: list[HeldOut] = []
+        self.screen: Screen | None = None
+        self.n_bytes = 0
+        self.full = False
+
+    def add(self, split: InnerSplit, grid: torch.Tensor, dtype: torch.dtype) -> None:
+        """Take one more split."""
+        operator = split.operator(grid, dtype)
+        self.n_bytes += operator.n_bytes
+        room = available_memory(grid.device) // MEMORY_SHARE
+        if not self.inner and self.n_to_screen * operator.n_bytes <= room:
+            self.screen = Screen() if self.n_to_screen and can_screen(operator) else None
+        self.full = self.screen is None and self.n_bytes + operator.n_bytes > room
+        self.inner.append(split)
+        if self.screen is not None:
+            self.screen.add(operator)
+            operator = self.screen.rough[-1]  # takes in targets alike, and is smaller
+        self.operators.append(operator)
+
+    def scores(self, block: Block) -> list[torch.Tensor]:
+        """Return scores (n_alphas, n_targets) of each split, or their mean if screened."""
+        view = self.fold.view(block)
+        pairs = list(zip(self.operators, self.inner, strict=True))
+        parts = [operator.enter(split.part(view)) for operator, split in pairs]
+        if self.screen is not None:
+            return [self.screen.scores(parts)]
+        return [
+            scores_of_all(operator, part)
+            for operator, part in zip(self.operators, parts, strict=True)
+        ]
+
+
+def predictor(
+    fold: Fold, grid: torch.Tensor, chosen: torch.Tensor, dtype: torch.dtype
+) -> Callable[[Block], torch.Tensor]:
+    """Return the function from a block to predictions (n_targets, n_held), without the mean.
+
+    Parameters
+    ----------
+    fold : Fold
+        With rows to predict.
+    grid : torch.Tensor, shape (n_alphas,), float64
+    chosen : torch.Tensor, shape (n_targets,)
+        The index of the penalty of each target.
+    """
+    if isinstance(fold, DualFold) and _maps_pay(fold, len(chosen), chosen.unique()):
+        return _by_maps(fold, grid, chosen, dtype)
+    basis = fold.test_basis().T.to(dtype)
+    return lambda block: fold.filtered(fold.view(block), grid[chosen[block.columns]]) @ basis
+
+
+def _maps_pay(fold: DualFold, n_targets: int, used: torch.Tensor) -> bool:
+    """Return whether one map per penalty takes fewer operations than the eigenbasis.
+
+    With few rows to predict it does: the eigenbasis is as wide as there are training rows.
+    """
+    n_train, width = fold.whole.train_basis.shape
+    n_test = len(fold.test_basis())
+    saved = n_targets * (n_train * width + width * n_test - n_train * n_test)
+    small = len(used) * n_train * n_test * 4 <= MAP_BYTES
+    return small and saved > 16 * n_train * width * n_test
+
+
+def _by_maps(
+    fold: DualFold, grid: torch.Tensor, chosen: torch.Tensor, dtype: torch.dtype
+) -> Callable[[Block], torch.Tensor]:
+    """Return the predictor that has a map from training rows to held rows for each penalty."""
+    used = chosen.unique()
+    e, train_basis, test_basis = fold.whole
+    assert test_basis is not None
+    maps = composed(e, train_basis, test_basis, grid[used], "r2", dtype).maps()
+    place = torch.searchsorted(used, chosen)
+
+    def by_penalty(block: Block) -> torch.Tensor:
+        predicted = block.values.new_empty(len(block.values), len(test_basis))
+        mine = place[block.columns]
+        for alpha in mine.unique().tolist():
+            targets = (mine == alpha).nonzero()[:, 0]
+            predicted[targets] = block.values.index_select(0, targets) @ maps[alpha]
+        return predicted
+
+    return by_penalty

@@ -1,0 +1,242 @@
+"""The scores of held-out rows at all penalties, from few products with the targets.
+
+Two forms give the same numbers. `Composed` maps the targets of training rows straight to a few
+basis predictions of the held-out rows; `Factored` goes through the eigenbasis, and needs the
+held-out rows only as a quadratic form. Which takes fewer operations depends on the numbers of
+rows and features.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from neurodl.models._solvers import filter_basis, gains
+
+ROUGH_TOLERANCE = 1e-3
+
+
+class Part(NamedTuple):
+    """Some targets in one split.
+
+    inside : (n_targets, k), the targets of the training rows, or their products with features
+    seen : (n_targets, m), the same of the held-out rows, about the mean of the training rows
+    total, variance : (n_targets,), sums of squares of the held-out targets about the mean of the
+        training rows, and about their own
+    scored : (n_targets,), whether the held-out targets vary
+    """
+
+    inside: torch.Tensor
+    seen: torch.Tensor
+    total: torch.Tensor
+    variance: torch.Tensor
+    scored: torch.Tensor
+
+    def some(self, targets: torch.Tensor | slice) -> Part:
+        """Return the part of some targets."""
+        if isinstance(targets, slice):
+            return Part(*(field[targets] for field in self))
+        return Part(*(field.index_select(0, targets) for field in self))
+
+
+def score(scoring: str, part: Part, cross: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
+    """Return scores (..., n_targets) from products of predictions with targets and themselves.
+
+    For "r" the predictions are those that are centred over the held-out rows.
+    """
+    if scoring == "r":
+        scores = cross / (squares * part.variance).sqrt()
+        scores = scores.clamp(-1, 1).where(squares > 0, torch.nan)
+    else:
+        scores = 1 - (part.total - 2 * cross + squares) / part.variance
+    return scores.where(part.scored, torch.nan)
+
+
+class Composed(NamedTuple):
+    """Predictions of held-out rows as maps of the training rows' targets.
+
+    basis : (n_train, n_shapes * n_test), gives `n_shapes` basis predictions of the held-out rows
+    mixing : (n_alphas, n_shapes), how the predictions of each penalty are made of them
+    scoring : "r2" or "r"
+    """
+
+    basis: torch.Tensor
+    mixing: torch.Tensor
+    scoring: str
+
+    @property
+    def n_bytes(self) -> int:
+        """The memory it takes, maps of all penalties included."""
+        n_alphas, n_shapes = self.mixing.shape
+        return self.basis.nbytes * (n_shapes + n_alphas) // n_shapes
+
+    @property
+    def width(self) -> int:
+        """How many numbers a target takes in the basis."""
+        return self.basis.shape[1]
+
+    def enter(self, part: Part) -> Part:
+        """Return targets in the coordinates of this operator."""
+        return part
+
+    def rough(self) -> Composed:
+        """Return the same with fewer basis predictions, in bfloat16."""
+        n_alphas, n_shapes = self.mixing.shape
+        kept = n_kept(self.mixing)
+        basis = self.basis.view(len(self.basis), n_shapes, -1)[:, :kept].flatten(1)
+        return self._replace(basis=basis.bfloat16(), mixing=self.mixing[:, :kept].contiguous())
+
+    def maps(self) -> torch.Tensor:
+        """Return the map of each penalty, (n_alphas, n_train, n_test)."""
+        k, n_shapes = len(self.basis), self.mixing.shape[1]
+        return torch.einsum("krq,ar->akq", self.basis.view(k, n_shapes, -1), self.mixing)
+
+    def products(self, part: Part) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return predictions times held-out targets, and times themselves (n_alphas, n_targets)."""
+        basis = (part.inside.to(self.basis.dtype) @ self.basis).to(part.inside.dtype)
+        basis = basis.view(len(part.inside), self.mixing.shape[1], -1)
+        cross = self.mixing @ (basis @ part.seen[:, :, None])[:, :, 0].T
+        return cross, squares_of(basis, self.mixing)
+
+
+class Factored(NamedTuple):
+    """Predictions of held-out rows by way of the eigenbasis.
+
+    project : (k, rank), maps the training part of targets to the eigenbasis
+    back : (m, rank), maps their held-out part to what predictions are multiplied with
+    root : (rank, q), turns filtered targets into q numbers with the squared length of predictions
+    shapes : (n_shapes, rank)
+    mixing : (n_alphas, n_shapes)
+    gains : (n_alphas, rank)
+    scoring : "r2" or "r"
+    """
+
+    project: torch.Tensor
+    back: torch.Tensor
+    root: torch.Tensor
+    shapes: torch.Tensor
+    mixing: torch.Tensor
+    gains: torch.Tensor
+    scoring: str
+
+    @property
+    def n_bytes(self) -> int:
+        """The memory it takes."""
+        own = self.back is not self.project
+        return self.project.nbytes + own * self.back.nbytes + 2 * self.root.nbytes
+
+    @property
+    def width(self) -> int:
+        """How many numbers a target takes in the basis."""
+        return len(self.shapes) * max(self.root.shape)
+
+    def enter(self, part: Part) -> Part:
+        """Return targets in the coordinates of this operator."""
+        return part._replace(inside=part.inside @ self.project, seen=part.seen @ self.back)
+
+    def rough(self) -> Factored:
+        """Return the same with fewer basis predictions, in bfloat16."""
+        kept = n_kept(self.mixing)
+        mixing = self.mixing[:, :kept].contiguous()
+        return self._replace(root=self.root.bfloat16(), shapes=self.shapes[:kept], mixing=mixing)
+
+    def products(self, part: Part) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return predictions times held-out targets, and times themselves (n_alphas, n_targets)."""
+        cross = self.gains @ (part.inside * part.seen).T
+        basis = (part.inside[:, None, :] * self.shapes).to(self.root.dtype).flatten(0, 1)
+        basis = (basis @ self.root).to(part.inside.dtype)
+        return cross, squares_of(basis.view(len(part.inside), len(self.shapes), -1), self.mixing)
+
+
+HeldOut = Composed | Factored
+
+
+def n_kept(mixing: torch.Tensor) -> int:
+    """Return how many basis predictions rough scores need."""
+    strength = torch.linalg.vector_norm(mixing, dim=0)
+    return int((strength > ROUGH_TOLERANCE * strength[0]).sum()) or 1
+
+
+def squares_of(basis: torch.Tensor, mixing: torch.Tensor) -> torch.Tensor:
+    """Return the squared lengths (n_alphas, n_targets) of mixed predictions.
+
+    Parameters
+    ----------
+    basis : torch.Tensor, shape (n_targets, n_shapes, q)
+    mixing : torch.Tensor, shape (n_alphas, n_shapes)
+    """
+    pairs = (mixing[:, :, None] * mixing[:, None, :]).flatten(1)
+    return pairs @ (basis @ basis.mT).flatten(1).T
+
+
+def scores_of_all(operator: HeldOut, part: Part) -> torch.Tensor:
+    """Return the score of every penalty (n_alphas, n_targets), for a part that has entered."""
+    return score(operator.scoring, part, *operator.products(part))
+
+
+def rough_scores(operator: HeldOut, part: Part) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return scores, and what their error is in proportion to (n_alphas, n_targets).
+
+    An error of the predictions is in proportion to them. It moves r2 by its products with the
+    residuals and with itself, and r independently of their size.
+    """
+    cross, squares = operator.products(part)
+    scores = score(operator.scoring, part, cross, squares)
+    if operator.scoring == "r":
+        return scores, torch.ones_like(scores)
+    size = (squares.clamp_min(0) / part.variance).sqrt()
+    return scores, size * (1 + size)
+
+
+def composed(
+    eigenvalues: torch.Tensor,
+    train_basis: torch.Tensor,
+    test_basis: torch.Tensor,
+    alphas: torch.Tensor,
+    scoring: str,
+    dtype: torch.dtype,
+) -> Composed:
+    """Return the composed operator of a spectrum; see `held_out`."""
+    if scoring == "r":
+        test_basis = test_basis - test_basis.mean(0)
+    reach = torch.linalg.vector_norm(test_basis, dim=0)
+    reach = reach * torch.linalg.vector_norm(train_basis, dim=0)
+    shapes, mixing = filter_basis(eigenvalues, reach, alphas)
+    basis = (shapes[:, None, :] * test_basis).flatten(0, 1).to(dtype)
+    basis = train_basis.to(dtype) @ basis.T
+    return Composed(basis, mixing.to(dtype), scoring)
+
+
+def factored(
+    eigenvalues: torch.Tensor,
+    project: torch.Tensor,
+    back: torch.Tensor,
+    root: torch.Tensor,
+    lengths: torch.Tensor,
+    alphas: torch.Tensor,
+    scoring: str,
+    dtype: torch.dtype,
+) -> Factored:
+    """Return the factored operator.
+
+    Parameters
+    ----------
+    eigenvalues, project, back, root
+        See `Factored`; float64, and centred over the held-out rows for "r".
+    lengths : torch.Tensor, shape (rank,)
+        How much each eigenvector can take of a target.
+    alphas : torch.Tensor, shape (n_alphas,), float64
+    """
+    reach = torch.linalg.vector_norm(root, dim=1) * lengths
+    shapes, mixing = filter_basis(eigenvalues, reach, alphas)
+    half = project.to(dtype)
+    return Factored(
+        half,
+        half if back is project else back.to(dtype),
+        root.to(dtype),
+        shapes.to(dtype),
+        mixing.to(dtype),
+        gains(eigenvalues, alphas, dtype),
+        scoring,
+    )

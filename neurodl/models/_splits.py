@@ -1,0 +1,50 @@
+"""The inner folds in which a model chooses its penalties."""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any
+
+import numpy as np
+from sklearn.model_selection import GroupKFold, KFold, check_cv
+
+Splits = list[tuple[np.ndarray, np.ndarray]]
+
+
+def inner_splits(cv: Any, n_samples: int, groups: Any, seed: int) -> Splits:
+    """Return row numbers of training and test rows of each inner fold.
+
+    Parameters
+    ----------
+    cv : int, scikit-learn splitter, or iterable of (train, test)
+        An int shuffles rows with `seed`; with `groups` it keeps groups whole.
+    n_samples : int
+    groups : array-like, shape (n_samples,), or None
+    seed : int
+
+    Raises
+    ------
+    ValueError
+        There are fewer than two rows or groups to split, or a fold has no rows.
+    """
+    if isinstance(cv, numbers.Integral):
+        if cv < 2:
+            raise ValueError(f"`cv` must be at least 2 folds, but got {cv}.")
+        if groups is not None:
+            n_groups = len(np.unique(groups))
+            if n_groups < 2:
+                raise ValueError(
+                    "Choosing the penalty needs at least 2 groups in the training rows, but "
+                    "there is 1. Give one penalty, such as alphas=[1.0], or more groups."
+                )
+            cv = GroupKFold(min(int(cv), n_groups))
+        else:
+            cv = KFold(min(int(cv), n_samples), shuffle=True, random_state=seed)
+    splits = [
+        (np.asarray(train), np.asarray(test))
+        for train, test in check_cv(cv).split(np.empty((n_samples, 1)), None, groups)
+    ]
+    empty = [fold for fold, pair in enumerate(splits) if not all(map(len, pair))]
+    if empty or not splits:
+        raise ValueError(f"`cv` gives no training or no test rows in inner folds {empty}.")
+    return splits

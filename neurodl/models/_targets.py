@@ -1,0 +1,156 @@
+"""Targets, read some at a time: responses need not fit into memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+
+from neurodl.errors import listed
+
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+MAX_TARGETS = {"cpu": 1024, "cuda": 16384}
+BLOCK_BYTES = {"cpu": 2**24, "cuda": 2**29}
+MIN_TARGETS = 16
+
+
+class Block(NamedTuple):
+    """Some targets of the training rows, centred.
+
+    columns : which targets
+    values : (n_targets, n_train)
+    mean : (n_targets,), what was subtracted
+    floor : (n_targets,), deviations below it are rounding errors
+    """
+
+    columns: slice
+    values: torch.Tensor
+    mean: torch.Tensor
+    floor: torch.Tensor
+
+
+class Targets:
+    """The targets of some rows, read block by block, onto the device and in the dtype of `like`.
+
+    Parameters
+    ----------
+    y : array, shape (n_samples, n_targets)
+        Of numpy, torch, xarray or zarr, or a memory map: only blocks of columns are read.
+    like : torch.Tensor
+    rows : numpy.ndarray, optional
+        The training rows; by default all.
+    nan_targets : {"error", "exclude"}
+        Whether targets with missing values are an error, or are read as 0 and kept in
+        `excluded`.
+    runs : array-like, shape (n_rows,), optional
+        The run of each row: the mean of each run is taken off.
+    """
+
+    def __init__(
+        self,
+        y: Any,
+        like: torch.Tensor,
+        rows: np.ndarray | None = None,
+        nan_targets: str = "error",
+        runs: Any = None,
+    ) -> None:
+        self.y, self.rows, self.dtype, self.device = y, rows, like.dtype, like.device
+        self.n_samples = len(y) if rows is None else len(rows)
+        self.n_targets = int(y.shape[1])
+        self.excluded = np.zeros(self.n_targets, bool)
+        self.nan_targets = nan_targets
+        self.run: torch.Tensor | None = None
+        if runs is not None:
+            number = np.unique(np.asarray(runs), return_inverse=True)[1]
+            self.run = torch.as_tensor(number, device=self.device)
+        kind = "cuda" if self.device.type == "cuda" else "cpu"
+        fitting = BLOCK_BYTES[kind] // (self.n_samples * self.dtype.itemsize or 1)
+        self.n_at_once = max(MIN_TARGETS, min(MAX_TARGETS[kind], fitting))
+
+    def block(self, start: int) -> Block:
+        """Return the targets from `start` on, as many as are read at once."""
+        columns = slice(start, min(start + self.n_at_once, self.n_targets))
+        values = self._read(columns)
+        finite = values.isfinite().all(1)
+        if not finite.all():
+            self._exclude(columns, values, finite)
+        if self.run is not None:
+            values -= means_of_runs(values, self.run)[:, self.run]
+        floor = 8 * torch.finfo(self.dtype).eps * values.abs().amax(1)
+        mean = values.mean(1)
+        values -= mean[:, None]
+        return Block(columns, values, mean, floor)
+
+    def map(self, work: Callable[[Block], Result]) -> Iterator[tuple[Block, Result]]:
+        """Yield each block, and what `work` makes of it.
+
+        Where memory does not suffice for a block, it goes on with blocks half the size: `work`
+        must not change anything outside before it has succeeded.
+        """
+        start = 0
+        while start < self.n_targets:
+            try:
+                block = self.block(start)
+                result = work(block)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error) or self.n_at_once <= MIN_TARGETS:
+                    raise
+                self.n_at_once //= 2
+            else:
+                start = block.columns.stop
+                yield block, result
+                continue
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            logger.warning("out of memory: going on with %d targets at once", self.n_at_once)
+
+    def mean(self) -> torch.Tensor:
+        """Return the mean of each target, (n_targets,)."""
+        return torch.cat([mean for _, mean in self.map(lambda block: block.mean)])
+
+    def _read(self, columns: slice) -> torch.Tensor:
+        """Return a fresh (n_targets, n_train) tensor."""
+        raw = self.y[:, columns]
+        if isinstance(raw, torch.Tensor):
+            raw = raw.detach()
+            if self.rows is not None:
+                raw = raw[torch.as_tensor(self.rows, device=raw.device)]
+            return raw.T.to(self.device, self.dtype, copy=True).contiguous()
+        raw = np.asarray(raw)
+        raw = raw if self.rows is None else raw[self.rows]
+        values = torch.empty(raw.shape[::-1], dtype=self.dtype)
+        np.copyto(values.numpy(), raw.T, casting="same_kind" if raw.dtype.kind == "f" else "unsafe")
+        return values.to(self.device)
+
+    def _exclude(self, columns: slice, values: torch.Tensor, finite: torch.Tensor) -> None:
+        """Note targets with missing values and set them to 0, or raise."""
+        bad = (~finite).nonzero()[:, 0].cpu().numpy()
+        if self.nan_targets == "exclude":
+            self.excluded[columns.start + bad] = True
+            values[torch.as_tensor(bad, device=values.device)] = 0.0
+            return
+        where = (~values[int(bad[0])].isfinite()).nonzero()[:, 0].cpu().numpy()
+        rows = where if self.rows is None else self.rows[where]
+        raise ValueError(
+            f"Input y contains NaN or infinity: {len(bad)} of the targets {columns.start} to "
+            f"{columns.stop - 1}, such as target {columns.start + bad[0]} in rows {listed(rows)}. "
+            "Leave these rows or targets out, or say nan_targets='exclude'."
+        )
+
+
+def means_of_runs(values: torch.Tensor, run: torch.Tensor) -> torch.Tensor:
+    """Return the mean over the columns of each run, (n_targets, n_runs)."""
+    member = torch.nn.functional.one_hot(run).to(values.dtype)
+    return values @ (member / member.sum(0))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory did not suffice."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return "can't allocate memory" in str(error) or "not enough memory" in str(error)
