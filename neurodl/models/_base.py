@@ -95,15 +95,22 @@ class PenaltyCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
             space = self._space(features, own, runs, space)
             centred_by = self._centring_runs(runs, train, test)
             targets = Targets(y, features, np.asarray(train), self.nan_targets, centred_by)
-            grid = self._grid(space.mean_eigenvalue(own), device)
-            whole = space.fold(own, held, float(grid[0]), targets.n_targets)
-            chosen, _ = self._choose(whole, targets, grid, part_of(groups, train))
-            predict = predictor(whole, grid, chosen, features.dtype)
-            for block, predicted in targets.map(predict):
-                predicted += block.mean[:, None]
-                predicted[torch.as_tensor(targets.excluded[block.columns])] = torch.nan
-                yield FoldPrediction(fold, block.columns, predicted.T, grid[chosen[block.columns]])
-            self._warn_of_edges(chosen, grid)
+            parts = self._predict(space, own, held, targets, part_of(groups, train))
+            for columns, predicted, alpha in parts:
+                yield FoldPrediction(fold, columns, predicted, alpha)
+
+    def _predict(
+        self, space: Space, own: torch.Tensor, held: torch.Tensor, targets: Targets, groups: Any
+    ) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+        """Yield columns, predictions of the rows `held` (n_held, n_targets), and penalties."""
+        grid = self._grid(space.mean_eigenvalue(own), own.device)
+        fold = space.fold(own, held, float(grid[0]), targets.n_targets)
+        chosen, _ = self._choose(fold, targets, grid, groups)
+        for block, predicted in targets.map(predictor(fold, grid, chosen, targets.dtype)):
+            predicted += block.mean[:, None]
+            predicted[torch.as_tensor(targets.excluded[block.columns])] = torch.nan
+            yield block.columns, predicted.T, grid[chosen[block.columns]]
+        self._warn_of_edges(chosen, grid)
 
     def _inner_groups(self, groups: Any, runs: Any) -> Any:
         """Return what inner folds keep whole."""

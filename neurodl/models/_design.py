@@ -14,7 +14,7 @@ import torch
 
 from neurodl.models._solvers import centre_kernel_runs, gram, moments
 
-ROW_BYTES = 2**24
+ROW_BYTES = 2**22
 
 
 class Scaling(NamedTuple):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-N_FEATURES_BLOCK = 1024
+BLOCK_ELEMENTS = 2**20  # of features that are copied at once
 SCORINGS = ("r2", "r")
 # Filters whose share of any prediction is smaller are left out.
 FILTER_TOLERANCE = 1e-6
@@ -36,7 +36,7 @@ class Spectrum(NamedTuple):
 def moments(X: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return mean and standard deviation of each feature over some rows, (n_features,) each."""
     means, deviations = [], []
-    for block in X.split(N_FEATURES_BLOCK, dim=1):
+    for block in X.split(_n_columns(len(rows)), dim=1):
         own = block.index_select(0, rows)
         means.append(own.mean(0))
         deviations.append((own - means[-1]).square().mean(0).sqrt())
@@ -68,7 +68,7 @@ def gram(
     """
     others = X if other is None else other
     kernel = torch.zeros(len(X), len(others), dtype=torch.float64, device=X.device)
-    parts = (part.split(N_FEATURES_BLOCK, dim=-1) for part in (X, others, offset, scale))
+    parts = (part.split(_n_columns(len(X)), dim=-1) for part in (X, others, offset, scale))
     for block, other_block, middle, unit in zip(*parts, strict=True):
         rows = (block - middle) / unit
         columns = rows if other is None else (other_block - middle) / unit
@@ -78,6 +78,10 @@ def gram(
             rows = rows.double()
             kernel.addmm_(rows, rows.T if other is None else columns.double().T)
     return kernel
+
+
+def _n_columns(n_rows: int) -> int:
+    return max(64, BLOCK_ELEMENTS // max(n_rows, 1))
 
 
 def _product_error(rows: torch.Tensor, n_features: int) -> float:

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 MAX_TARGETS = {"cpu": 1024, "cuda": 16384}
-BLOCK_BYTES = {"cpu": 2**24, "cuda": 2**29}
+BLOCK_BYTES = {"cpu": 2**23, "cuda": 2**29}
 MIN_TARGETS = 16
 
 
