@@ -14,8 +14,6 @@ import torch
 
 from neurodl.models._solvers import filter_basis, gains
 
-ROUGH_TOLERANCE = 1e-3
-
 
 class Part(NamedTuple):
     """Some targets in one split.
@@ -57,12 +55,14 @@ class Composed(NamedTuple):
     """Predictions of held-out rows as maps of the training rows' targets.
 
     basis : (n_train, n_shapes * n_test), gives `n_shapes` basis predictions of the held-out rows
-    mixing : (n_alphas, n_shapes), how the predictions of each penalty are made of them
+    mixing, rough_mixing : (n_alphas, n_shapes | n_rough), how the predictions of each penalty are
+        made of them, or of the first few
     scoring : "r2" or "r"
     """
 
     basis: torch.Tensor
     mixing: torch.Tensor
+    rough_mixing: torch.Tensor
     scoring: str
 
     @property
@@ -82,10 +82,9 @@ class Composed(NamedTuple):
 
     def rough(self) -> Composed:
         """Return the same with fewer basis predictions, in bfloat16."""
-        n_alphas, n_shapes = self.mixing.shape
-        kept = n_kept(self.mixing)
-        basis = self.basis.view(len(self.basis), n_shapes, -1)[:, :kept].flatten(1)
-        return self._replace(basis=basis.bfloat16(), mixing=self.mixing[:, :kept].contiguous())
+        n_shapes, n_rough = self.mixing.shape[1], self.rough_mixing.shape[1]
+        basis = self.basis.view(len(self.basis), n_shapes, -1)[:, :n_rough].flatten(1)
+        return self._replace(basis=basis.bfloat16(), mixing=self.rough_mixing)
 
     def maps(self) -> torch.Tensor:
         """Return the map of each penalty, (n_alphas, n_train, n_test)."""
@@ -106,8 +105,8 @@ class Factored(NamedTuple):
     project : (k, rank), maps the training part of targets to the eigenbasis
     back : (m, rank), maps their held-out part to what predictions are multiplied with
     root : (rank, q), turns filtered targets into q numbers with the squared length of predictions
-    shapes : (n_shapes, rank)
-    mixing : (n_alphas, n_shapes)
+    shapes : (n_shapes, rank), the filters of some penalties
+    mixing, rough_mixing : see `Composed`
     gains : (n_alphas, rank)
     scoring : "r2" or "r"
     """
@@ -117,6 +116,7 @@ class Factored(NamedTuple):
     root: torch.Tensor
     shapes: torch.Tensor
     mixing: torch.Tensor
+    rough_mixing: torch.Tensor
     gains: torch.Tensor
     scoring: str
 
@@ -137,9 +137,8 @@ class Factored(NamedTuple):
 
     def rough(self) -> Factored:
         """Return the same with fewer basis predictions, in bfloat16."""
-        kept = n_kept(self.mixing)
-        mixing = self.mixing[:, :kept].contiguous()
-        return self._replace(root=self.root.bfloat16(), shapes=self.shapes[:kept], mixing=mixing)
+        shapes = self.shapes[: self.rough_mixing.shape[1]]
+        return self._replace(root=self.root.bfloat16(), shapes=shapes, mixing=self.rough_mixing)
 
     def products(self, part: Part) -> tuple[torch.Tensor, torch.Tensor]:
         """Return predictions times held-out targets, and times themselves (n_alphas, n_targets)."""
@@ -150,12 +149,6 @@ class Factored(NamedTuple):
 
 
 HeldOut = Composed | Factored
-
-
-def n_kept(mixing: torch.Tensor) -> int:
-    """Return how many basis predictions rough scores need."""
-    strength = torch.linalg.vector_norm(mixing, dim=0)
-    return int((strength > ROUGH_TOLERANCE * strength[0]).sum()) or 1
 
 
 def squares_of(basis: torch.Tensor, mixing: torch.Tensor) -> torch.Tensor:
@@ -178,15 +171,17 @@ def scores_of_all(operator: HeldOut, part: Part) -> torch.Tensor:
 def rough_scores(operator: HeldOut, part: Part) -> tuple[torch.Tensor, torch.Tensor]:
     """Return scores, and what their error is in proportion to (n_alphas, n_targets).
 
-    An error of the predictions is in proportion to them. It moves r2 by its products with the
-    residuals and with itself, and r independently of their size.
+    An error of the predictions is in proportion to them. Through their products with themselves it
+    moves r2 by a share of their variance, and r by a share of r. A composed operator is off in
+    their products with the targets, too: by a share of their size, and of 1.
     """
     cross, squares = operator.products(part)
     scores = score(operator.scoring, part, cross, squares)
+    exact_cross = isinstance(operator, Factored)
     if operator.scoring == "r":
-        return scores, torch.ones_like(scores)
-    size = (squares.clamp_min(0) / part.variance).sqrt()
-    return scores, size * (1 + size)
+        return scores, scores.abs() if exact_cross else torch.ones_like(scores)
+    variance = squares.clamp_min(0) / part.variance
+    return scores, variance if exact_cross else variance + variance.sqrt()
 
 
 def composed(
@@ -202,10 +197,11 @@ def composed(
         test_basis = test_basis - test_basis.mean(0)
     reach = torch.linalg.vector_norm(test_basis, dim=0)
     reach = reach * torch.linalg.vector_norm(train_basis, dim=0)
-    shapes, mixing = filter_basis(eigenvalues, reach, alphas)
+    few = filter_basis(eigenvalues, reach, alphas)
+    shapes = 1 / (eigenvalues + few.kept[:, None])
     basis = (shapes[:, None, :] * test_basis).flatten(0, 1).to(dtype)
     basis = train_basis.to(dtype) @ basis.T
-    return Composed(basis, mixing.to(dtype), scoring)
+    return Composed(basis, few.mixing.to(dtype), few.rough_mixing.to(dtype), scoring)
 
 
 def factored(
@@ -229,14 +225,15 @@ def factored(
     alphas : torch.Tensor, shape (n_alphas,), float64
     """
     reach = torch.linalg.vector_norm(root, dim=1) * lengths
-    shapes, mixing = filter_basis(eigenvalues, reach, alphas)
+    few = filter_basis(eigenvalues, reach, alphas)
     half = project.to(dtype)
     return Factored(
         half,
         half if back is project else back.to(dtype),
         root.to(dtype),
-        shapes.to(dtype),
-        mixing.to(dtype),
+        gains(eigenvalues, few.kept, dtype),
+        few.mixing.to(dtype),
+        few.rough_mixing.to(dtype),
         gains(eigenvalues, alphas, dtype),
         scoring,
     )

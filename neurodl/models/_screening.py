@@ -13,8 +13,9 @@ from neurodl.models._heldout import Composed, Factored, HeldOut, Part, rough_sco
 
 # A rough score counts as off by up to this many times the largest error seen so far.
 SAFETY = 1.5
+ROUNDING = 5e-7  # of scores in float32
 AT_ONCE_BYTES = 2**23  # basis predictions that fit into the processor's cache
-N_CALIBRATION = 128  # targets that are scored in full at every penalty, to see the first errors
+N_CALIBRATION = 64  # targets that are scored in full at every penalty, to see the first errors
 MAX_PENALTIES = 40  # beyond, so many lie close to the best that scoring all at once is faster
 
 
@@ -70,7 +71,7 @@ class Screen:
         decided = torch.full_like(rough, -torch.inf).where(~rough.isnan(), torch.nan)
         done = torch.zeros_like(rough, dtype=torch.bool)
         while True:
-            margin = SAFETY * self.error * size
+            margin = SAFETY * self.error * size + ROUNDING
             lowest = (rough - margin).nan_to_num(-torch.inf).amax(0)
             open_ones = (rough + margin >= lowest) & ~done
             if not open_ones.any():
@@ -100,7 +101,8 @@ class Screen:
 
     def _learn(self, exact: torch.Tensor, rough: torch.Tensor, size: torch.Tensor) -> None:
         """Note the largest error, in proportion to `size`."""
-        relative = (exact - rough).abs() / size.clamp_min(1e-6)
+        beyond_rounding = ((exact - rough).abs() - ROUNDING).clamp_min(0)
+        relative = beyond_rounding / size.clamp_min(ROUNDING)
         self.error = max(self.error, float(relative.nan_to_num(0.0).max()))
 
     def _exact(self, wanted: torch.Tensor, parts: list[Part]) -> torch.Tensor:

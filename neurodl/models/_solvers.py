@@ -12,12 +12,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+import scipy.linalg
 import torch
 
 BLOCK_ELEMENTS = 2**20  # of features that are copied at once
 SCORINGS = ("r2", "r")
-# Filters whose share of any prediction is smaller are left out.
-FILTER_TOLERANCE = 1e-6
+# How far interpolated predictions may be off, as a share of the largest they could be.
+FILTER_TOLERANCE = 1e-7
+ROUGH_TOLERANCE = 3e-3
 
 
 class Spectrum(NamedTuple):
@@ -122,14 +125,27 @@ def dual_spectrum(kernel: torch.Tensor, train: torch.Tensor, test: torch.Tensor 
     return Spectrum(eigenvalues.clamp_min(0), vectors - vectors.mean(0), test_basis)
 
 
+class FilterBasis(NamedTuple):
+    """A few of the penalties, and how the predictions of all are made of theirs.
+
+    kept : (n_shapes,), the penalties that are kept
+    mixing : (n_alphas, n_shapes), combines their predictions to those of every penalty
+    rough_mixing : (n_alphas, n_rough), does so from the first few, to about 1e-3
+    """
+
+    kept: torch.Tensor
+    mixing: torch.Tensor
+    rough_mixing: torch.Tensor
+
+
 def filter_basis(
     eigenvalues: torch.Tensor, reach: torch.Tensor, alphas: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a few functions of the eigenvalue that combine to the filters of all penalties.
+) -> FilterBasis:
+    """Return the penalties from which the predictions of all can be interpolated.
 
     As functions of the eigenvalue e, the filters ``1 / (e + alpha)`` of any number of penalties
-    are combinations of about a dozen, found by a singular value decomposition weighted by what
-    reaches the predictions.
+    are combinations of about a dozen of them. An interpolative decomposition (a pivoted QR)
+    picks these; its coefficients stay small, so that rounding errors do.
 
     Parameters
     ----------
@@ -138,18 +154,27 @@ def filter_basis(
         By how much each eigenvector can move predictions.
     alphas : torch.Tensor, shape (n_alphas,), float64
 
-    Returns
-    -------
-    shapes : torch.Tensor, shape (n_shapes, rank)
-    mixing : torch.Tensor, shape (n_alphas, n_shapes)
-        ``mixing @ shapes`` are the filters, strongest shapes first.
+    References
+    ----------
+    Cheng et al. (2005), On the compression of low rank matrices, SIAM J. Sci. Comput. 26.
     """
     filters = reach / (eigenvalues + alphas[:, None])
-    size = torch.linalg.vector_norm(filters, dim=1, keepdim=True).clamp_min(1e-300)
-    left, strength, right = torch.linalg.svd(filters / size, full_matrices=False)
-    kept = int((strength > FILTER_TOLERANCE * strength[0]).sum()) or 1
-    mixing = size * left[:, :kept] * strength[:kept]
-    return torch.where(reach > 0, right[:kept] / reach, 0.0), mixing
+    size = torch.linalg.vector_norm(filters, dim=1).clamp_min(1e-300)
+    _, triangle, order = scipy.linalg.qr(
+        (filters / size[:, None]).T.cpu().numpy(), mode="economic", pivoting=True
+    )
+    left_out = np.sqrt(np.cumsum(triangle[::-1] ** 2, 0)[::-1].max(1))
+    weights = []
+    for tolerance in (FILTER_TOLERANCE, ROUGH_TOLERANCE):
+        n_kept = max(int((left_out > tolerance).sum()), 1)
+        weight = np.zeros((len(alphas), n_kept))
+        weight[order] = scipy.linalg.solve_triangular(
+            triangle[:n_kept, :n_kept], triangle[:n_kept]
+        ).T
+        scaled = torch.as_tensor(weight, device=alphas.device)
+        weights.append(scaled * size[:, None] / size[order[:n_kept].tolist()])
+    kept = alphas[order[: weights[0].shape[1]].tolist()]
+    return FilterBasis(kept, *weights)
 
 
 def quadratic_root(moment: torch.Tensor) -> torch.Tensor:
