@@ -60,7 +60,9 @@ def cross_validate(
     model : object with fit(X, y) and predict(X)
         Of neurodl, scikit-learn or himalaya. One with ``predict_folds(X, y, splits, groups)``, as
         `RidgeCV`, does all folds in one go. If ``fit`` takes ``groups``, it is given those of
-        the training rows, so that inner folds keep them whole as well.
+        the training rows, so that inner folds keep them whole as well; if ``fit`` and ``predict``
+        take ``runs``, they are given the coord run. Where the model has ``centre="runs"``, the
+        responses are scored about the mean of their run, too.
     X : xarray.DataArray or mapping of layer to xarray.DataArray
         Features; see `check_features`.
     responses : xarray.DataArray
@@ -118,13 +120,16 @@ def cross_validate(
         responses, cv, groups, seed, repeats_across_folds=repeats_across_folds
     )
     observed = np.ascontiguousarray(responses.values, dtype=np.float32)
+    runs = _runs(responses)
+    if getattr(model, "centre", None) == "runs":
+        observed = _about_run_means(observed, runs)
     reasons = _exclusions(observed, splits)
     used = ~np.any(list(reasons.values()), 0)
     if not used.any():
         raise SchemaError(
             "No target can be scored: all have missing values or do not vary in some fold."
         )
-    fold_scores = _Fits(model, observed, used, splits, labels, keep_predictions)
+    fold_scores = _Fits(model, observed, used, splits, labels, runs, keep_predictions)
     results = [
         fold_scores.layer(array.values)
         for array in progress(layers.values(), label="fit", total=len(layers))
@@ -209,6 +214,24 @@ def _keys(array: xr.DataArray) -> pd.Index:
     return pd.Index(keys)
 
 
+def _runs(responses: xr.DataArray) -> np.ndarray | None:
+    """Return the run of each sample, where that is known."""
+    known = "run" in responses.coords and responses["run"].dims == responses.dims[:1]
+    return responses["run"].values.astype(str) if known else None
+
+
+def _about_run_means(observed: np.ndarray, runs: np.ndarray | None) -> np.ndarray:
+    """Return responses about the mean of their run."""
+    if runs is None:
+        raise SchemaError(
+            "centre='runs' needs the coord run on the responses' samples, the run of each."
+        )
+    centred = observed.copy()
+    for run in np.unique(runs):
+        centred[runs == run] -= centred[runs == run].mean(0)
+    return centred
+
+
 def _exclusions(observed: np.ndarray, splits: list[Any]) -> dict[str, np.ndarray]:
     """Return which targets cannot be scored, by reason."""
     missing = np.isnan(observed).any(0)
@@ -229,11 +252,14 @@ class _Fits:
         used: np.ndarray,
         splits: list[Any],
         labels: np.ndarray | None,
+        runs: np.ndarray | None,
         keep_predictions: bool,
     ) -> None:
-        self.model, self.used, self.splits, self.labels = model, used, splits, labels
+        self.model, self.used, self.splits = model, used, splits
         self.observed = observed if used.all() else np.ascontiguousarray(observed[:, used])
-        self.takes_groups = "groups" in inspect.signature(model.fit).parameters
+        taken = inspect.signature(model.fit).parameters
+        self.groups = labels if "groups" in taken else None
+        self.runs = runs if "runs" in taken else None
         self.keep_predictions = keep_predictions
         self.messages: Counter[str] = Counter()
         self.n_fits = 0
@@ -263,23 +289,23 @@ class _Fits:
         """Yield fold, targets, their predictions (n_test, n_targets) and penalties."""
         if hasattr(self.model, "predict_folds"):
             model = clone(self.model, safe=False)
-            groups = self.labels if self.takes_groups else None
-            for part in model.predict_folds(features, self.observed, self.splits, groups):
+            labels = {"groups": self.groups} | ({} if self.runs is None else {"runs": self.runs})
+            for part in model.predict_folds(features, self.observed, self.splits, **labels):
                 yield part.fold, part.columns, part.predicted, part.alpha.cpu().numpy()
             self.n_fits += len(self.splits)
             return
         for fold, (train, test) in enumerate(self.splits):
             fitted = self._fit(features[train], train)
-            predicted = np.asarray(fitted.predict(features[test]), np.float32)
+            labels = {} if self.runs is None else {"runs": self.runs[test]}
+            predicted = np.asarray(fitted.predict(features[test], **labels), np.float32)
             predicted = predicted.reshape(len(test), -1)
             yield fold, slice(None), torch.from_numpy(predicted), _alpha(fitted)
 
     def _fit(self, features: np.ndarray, train: np.ndarray) -> Any:
         fresh = clone(self.model, safe=False)
-        extra = {}
-        if self.takes_groups and self.labels is not None:
-            extra["groups"] = self.labels[train]
-        fresh.fit(features, self.observed[train], **extra)
+        labels = {"groups": self.groups, "runs": self.runs}
+        given = {name: rows[train] for name, rows in labels.items() if rows is not None}
+        fresh.fit(features, self.observed[train], **given)
         self.n_fits += 1
         return fresh
 
