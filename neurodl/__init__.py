@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from neurodl.io.events import read_events
     from neurodl.io.nifti import read_nifti, to_image
     from neurodl.io.store import load, save
-    from neurodl.models import RidgeCV
+    from neurodl.models import KernelRidgeCV, RidgeCV
     from neurodl.reports import report
     from neurodl.responses import (
         average_repeats,
@@ -66,7 +66,7 @@ _HOMES = {
         "load_backbone",
     ),
     "neurodl.features": ("concatenate_features", "event_design", "extract_features"),
-    "neurodl.models": ("RidgeCV",),
+    "neurodl.models": ("KernelRidgeCV", "RidgeCV"),
     "neurodl.scores": ("cross_validate", "noise_ceiling"),
     "neurodl.reports": ("report",),
     "neurodl.study": ("load_study", "run_study"),

@@ -1,5 +1,6 @@
 """Encoding models: scikit-learn style estimators over plain arrays."""
 
+from neurodl.models.kernel_ridge import KernelRidgeCV
 from neurodl.models.ridge import RidgeCV
 
-__all__ = ["RidgeCV"]
+__all__ = ["KernelRidgeCV", "RidgeCV"]

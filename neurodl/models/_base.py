@@ -207,7 +207,7 @@ def check_features_input(model: BaseEstimator, X: Any, *, reset: bool) -> np.nda
     if getattr(X, "dtype", None) == np.float16:
         X = np.asarray(X, np.float32)
     if isinstance(X, np.ndarray) and X.ndim == 2 and X.dtype.kind == "f":
-        _check_finite(torch.from_numpy(np.require(X, requirements="W")))
+        _check_finite(_from_numpy(X))
     return validate_data(
         model,
         X,
@@ -233,10 +233,15 @@ def _check_finite(X: torch.Tensor) -> None:
 def as_tensor(values: Any, device: torch.device) -> torch.Tensor:
     """Return an array as a tensor on the device: float32 unless it is float64, without a copy."""
     if not isinstance(values, torch.Tensor):
-        values = np.asarray(values)
-        values = torch.from_numpy(np.require(values, requirements="W"))
+        values = _from_numpy(np.asarray(values))
     dtype = values.dtype if values.dtype == torch.float64 else torch.float32
     return values.detach().to(device, dtype)
+
+
+def _from_numpy(values: np.ndarray) -> torch.Tensor:
+    """Return an array as a tensor; one that torch cannot share (read-only, reversed) is copied."""
+    shared = values.flags.writeable and all(stride >= 0 for stride in values.strides)
+    return torch.from_numpy(values if shared else values.copy())
 
 
 def as_index(rows: Any, device: torch.device) -> torch.Tensor:

@@ -159,7 +159,10 @@ def filter_basis(
     Cheng et al. (2005), On the compression of low rank matrices, SIAM J. Sci. Comput. 26.
     """
     filters = reach / (eigenvalues + alphas[:, None])
-    size = torch.linalg.vector_norm(filters, dim=1).clamp_min(1e-300)
+    size = torch.linalg.vector_norm(filters, dim=1)
+    if not float(size.amin()) > 0:  # features that do not vary predict nothing at any penalty
+        only = torch.ones(len(alphas), 1, dtype=alphas.dtype, device=alphas.device)
+        return FilterBasis(alphas[:1], only, only)
     _, triangle, order = scipy.linalg.qr(
         (filters / size[:, None]).T.cpu().numpy(), mode="economic", pivoting=True
     )

@@ -60,7 +60,7 @@ class Targets:
         runs: Any = None,
     ) -> None:
         self.y, self.rows, self.dtype, self.device = y, rows, like.dtype, like.device
-        self.n_samples = len(y) if rows is None else len(rows)
+        self.n_samples = int(y.shape[0]) if rows is None else len(rows)
         self.n_targets = int(y.shape[1])
         self.excluded = np.zeros(self.n_targets, bool)
         self.nan_targets = nan_targets

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
+import torch
+import xarray as xr
+import zarr
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
-from sklearn.model_selection import GroupKFold, KFold, LeaveOneGroupOut
+from sklearn.model_selection import GroupKFold, KFold, LeaveOneGroupOut, ShuffleSplit
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from neurodl.errors import DeviceError, NeurodlWarning
-from neurodl.models import RidgeCV
+from neurodl.models import RidgeCV, _targets
 
 ALPHAS = np.logspace(-2, 5, 9)
 
@@ -172,3 +177,127 @@ def test_cuda_without_a_gpu_is_an_error(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(DeviceError, match="device='auto'"):
         RidgeCV(device="cuda").fit(np.eye(4), np.arange(4.0))
+
+
+@pytest.mark.filterwarnings("ignore::neurodl.errors.NeurodlWarning")
+def test_any_array_gives_the_same(tmp_path):
+    X, Y = simulate(50, 20, n_targets=7)
+    X, Y = X.astype("f4"), Y.astype("f4")
+    expected = RidgeCV(device="cpu").fit(X, Y).predict(X)
+    np.save(tmp_path / "y.npy", Y)
+    stored = zarr.array(Y)
+    mapped = np.load(tmp_path / "y.npy", mmap_mode="r")
+    frozen = X.copy()
+    frozen.flags.writeable = False
+    pairs = [
+        (torch.from_numpy(X), torch.from_numpy(Y)),
+        (xr.DataArray(X), xr.DataArray(Y)),
+        (frozen, mapped),
+        (X, stored),
+        (np.asfortranarray(X), np.asfortranarray(Y)),
+        (X[::-1].copy()[::-1], Y[::-1].copy()[::-1]),
+    ]
+    for features, targets in pairs:
+        found = RidgeCV(device="cpu").fit(features, targets).predict(features)
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_half_precision_features_are_computed_in_single():
+    X, Y = simulate(50, 20, n_targets=7)
+    half = RidgeCV(device="cpu").fit(X.astype("f2"), Y)
+    assert half.predict(X.astype("f2")).dtype == np.float32
+
+
+def test_missing_values_name_rows_and_targets():
+    X, Y = simulate(50, 20, n_targets=7)
+    X[[4, 9], 3] = np.nan
+    with pytest.raises(ValueError, match=r"in 2 rows \('4', '9'\) and 1 features"):
+        RidgeCV(device="cpu").fit(X, Y)
+    with pytest.raises(ValueError, match=r"in 2 rows \('4', '9'\) and 1 features"):
+        RidgeCV(device="cpu").fit(torch.from_numpy(X), Y)
+    X, Y = simulate(50, 20, n_targets=7)
+    Y[7, 2] = np.inf
+    with pytest.raises(ValueError, match=r"target 2 in rows '7'.*nan_targets='exclude'"):
+        RidgeCV(device="cpu").fit(X, Y)
+
+
+@pytest.mark.filterwarnings("ignore::neurodl.errors.NeurodlWarning")
+def test_targets_with_missing_values_can_be_excluded():
+    X, Y = simulate(50, 20, n_targets=7)
+    whole = RidgeCV(device="cpu").fit(X, Y)
+    Y[7, 2] = np.nan
+    model = RidgeCV(nan_targets="exclude", device="cpu").fit(X, Y)
+    assert model.n_excluded_ == 1
+    others = np.arange(7) != 2
+    np.testing.assert_allclose(model.predict(X)[:, others], whole.predict(X)[:, others])
+    assert np.isnan(model.predict(X)[:, 2]).all() and np.isnan(model.alpha_[2])
+    (part,) = RidgeCV(nan_targets="exclude", device="cpu").predict_folds(
+        X, Y, [(np.arange(40), np.arange(40, 50))]
+    )
+    np.testing.assert_array_equal(part.predicted.isnan().any(0).numpy(), ~others)
+
+
+@pytest.mark.filterwarnings("ignore::neurodl.errors.NeurodlWarning")
+def test_out_of_memory_goes_on_with_smaller_blocks(monkeypatch, caplog):
+    X, Y = simulate(60, 20, n_targets=90)
+    expected = RidgeCV(device="cpu").fit(X, Y)
+    read = _targets.Targets._read
+
+    def small(self, columns):
+        if columns.stop - columns.start > 30:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ...")
+        return read(self, columns)
+
+    monkeypatch.setattr(_targets.Targets, "_read", small)
+    with caplog.at_level("WARNING"):
+        found = RidgeCV(device="cpu").fit(X, Y)
+    assert "going on with" in caplog.text
+    np.testing.assert_allclose(found.predict(X), expected.predict(X), rtol=1e-9)
+    monkeypatch.setattr(_targets, "MIN_TARGETS", 90)
+    with pytest.raises(RuntimeError, match="can't allocate"):
+        RidgeCV(device="cpu").fit(X, Y)
+
+
+@pytest.mark.filterwarnings("ignore::neurodl.errors.NeurodlWarning")
+@pytest.mark.parametrize("n_features", [1, 30, 300])
+def test_degenerate_input(n_features):
+    X, Y = simulate(40, n_features, n_targets=5)
+    X[:, n_features // 2 :] = X[:, :1]  # rank-deficient
+    X[20:] = X[:20]  # duplicate rows
+    Y[:, 1] = 4.0
+    model = RidgeCV(ALPHAS, standardize=False, device="cpu").fit(X, Y[:, :])
+    assert np.isnan(model.cv_score_[1]) and model.alpha_[1] == ALPHAS[-1]
+    np.testing.assert_allclose(model.predict(X)[:, 1], 4.0)
+    oracle = Ridge(alpha=model.alpha_).fit(X, Y).predict(X)
+    np.testing.assert_allclose(model.predict(X), oracle, atol=1e-6 * Y.std())
+    single = RidgeCV(ALPHAS, standardize=False, device="cpu").fit(X, Y[:, :1])
+    np.testing.assert_allclose(single.predict(X)[:, 0], model.predict(X)[:, 0], atol=1e-9)
+    constant = RidgeCV(device="cpu").fit(np.ones_like(X), Y).predict(np.ones_like(X))
+    np.testing.assert_allclose(constant, np.tile(Y.mean(0), (40, 1)), atol=1e-9)
+
+
+def test_pickle_keeps_the_fit():
+    X, Y = simulate(50, 20, n_targets=7)
+    model = RidgeCV(device="cpu").fit(X, Y)
+    again = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(again.predict(X), model.predict(X))
+
+
+def test_fewer_rows_than_folds_leave_one_out():
+    X, Y = simulate(4, 20, n_targets=3)
+    model = RidgeCV([10.0, 100.0], cv=5, scoring="r2", device="cpu")
+    with pytest.warns(NeurodlWarning, match="targets chose"):
+        model.fit(X, Y)  # single held-out rows do not vary: no target has a score
+    assert np.isnan(model.cv_score_).all()
+
+
+@pytest.mark.parametrize("cv", [1, ShuffleSplit(3, test_size=0.3, random_state=0)])
+def test_any_splitter(cv):
+    X, Y = simulate(90, 20, n_targets=6)
+    if cv == 1:
+        with pytest.raises(ValueError, match="`cv` must be at least 2"):
+            RidgeCV(cv=cv, device="cpu").fit(X, Y)
+        return
+    model = RidgeCV(ALPHAS, cv=cv, standardize=False, device="cpu").fit(X, Y)
+    scores = brute_force(X, Y, list(cv.split(X)), "r2")
+    np.testing.assert_allclose(model.cv_score_, scores.max(0), atol=1e-8)
