@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         zscore_runs,
     )
     from neurodl.schema import check_features, check_responses, check_scores
-    from neurodl.scores import cross_validate, noise_ceiling
+    from neurodl.scores import cross_validate, noise_ceiling, permutation_test
     from neurodl.stimuli import Stimuli
     from neurodl.study import load_study, run_study
 
@@ -67,7 +67,7 @@ _HOMES = {
     ),
     "neurodl.features": ("concatenate_features", "event_design", "extract_features"),
     "neurodl.models": ("KernelRidgeCV", "RidgeCV"),
-    "neurodl.scores": ("cross_validate", "noise_ceiling"),
+    "neurodl.scores": ("cross_validate", "noise_ceiling", "permutation_test"),
     "neurodl.reports": ("report",),
     "neurodl.study": ("load_study", "run_study"),
 }

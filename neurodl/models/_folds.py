@@ -46,6 +46,9 @@ class Fold(Protocol):
     def filtered(self, view: View, alpha_per_target: torch.Tensor) -> torch.Tensor:
         """Return targets in the eigenbasis over eigenvalue plus penalty (n_targets, rank)."""
 
+    def train_basis(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return eigenvalues (rank,), and what turns targets to the eigenbasis (n_own, rank)."""
+
     def test_basis(self) -> torch.Tensor:
         """Return what turns these into predictions of the rows `held`, (n_held, rank)."""
 
@@ -90,6 +93,10 @@ class DualFold:
         values = view.block.values
         inside = values @ self.whole.train_basis.to(values.dtype)
         return inside.mul_(gains(self.whole.eigenvalues, alpha_per_target, values.dtype))
+
+    def train_basis(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return eigenvalues (rank,), and what turns targets to the eigenbasis (n_own, rank)."""
+        return self.whole.eigenvalues, self.whole.train_basis
 
     def test_basis(self) -> torch.Tensor:
         """Return what turns these into predictions of the rows `held`, (n_held, rank)."""
@@ -178,6 +185,10 @@ class PrimalFold:
         """Return targets in the eigenbasis over eigenvalue plus penalty (n_targets, rank)."""
         assert view.products is not None
         return view.products * gains(self.eigenvalues, alpha_per_target, view.products.dtype)
+
+    def train_basis(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return eigenvalues (rank,), and what turns targets to the eigenbasis (n_own, rank)."""
+        return self.eigenvalues, self.turned
 
     def test_basis(self) -> torch.Tensor:
         """Return what turns these into predictions of the rows `held`, (n_held, rank)."""

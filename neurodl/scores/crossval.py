@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -108,6 +108,83 @@ def cross_validate(
     n_repeats = int(responses.sizes.get("repeat", 1))
     if ceiling is None:
         ceiling = _own_ceiling(responses)
+    layers, rows = paired_rows(
+        model,
+        layers,
+        responses,
+        cv,
+        groups,
+        seed,
+        unpaired=unpaired,
+        repeats_across_folds=repeats_across_folds,
+    )
+    responses, observed, splits = rows.responses, rows.observed, rows.splits
+    reasons = _exclusions(observed, splits)
+    used = ~np.any(list(reasons.values()), 0)
+    if not used.any():
+        raise SchemaError(
+            "No target can be scored: all have missing values or do not vary in some fold."
+        )
+    fold_scores = _Fits(model, rows, used, keep_predictions)
+    results = [
+        fold_scores.layer(array.values)
+        for array in progress(layers.values(), label="fit", total=len(layers))
+    ]
+    fold_scores.warn()
+    scores = _dataset(results, layers, responses, splits, keep_predictions, observed)
+    if ceiling is not None:
+        scores = _with_ceiling(scores, ceiling)
+    scores.attrs |= {
+        "neurodl_version": __version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": " ".join(repr(model).split()),
+        "cv": rows.text,
+        "groups": groups
+        if isinstance(groups, str)
+        else ("given" if groups is not None else "none"),
+        "seed": seed,
+        "n_folds": len(splits),
+        "n_samples": len(observed),
+        "n_targets": observed.shape[1],
+        "n_excluded": int((~used).sum()),
+        "n_repeats": n_repeats,
+        **_device(model),
+        **{f"n_{reason}": int(mask.sum()) for reason, mask in reasons.items()},
+        **{key: responses.attrs[key] for key in KEPT_ATTRS if key in responses.attrs},
+    }
+    return check_scores(scores)
+
+
+class Rows(NamedTuple):
+    """Responses, row by row as their features are, and their folds.
+
+    responses : (sample, target), averaged over repeats
+    observed : the same as float32, contiguous, and about run means where the model wants that
+    splits : list of (train, test) row numbers
+    labels, runs : the group and the run of each row, or None
+    text : the folds in words
+    """
+
+    responses: xr.DataArray
+    observed: np.ndarray
+    splits: list[Any]
+    labels: np.ndarray | None
+    runs: np.ndarray | None
+    text: str
+
+
+def paired_rows(
+    model: Any,
+    layers: dict[str, xr.DataArray],
+    responses: xr.DataArray,
+    cv: Any,
+    groups: Any,
+    seed: int,
+    *,
+    unpaired: str = "error",
+    repeats_across_folds: bool = False,
+) -> tuple[dict[str, xr.DataArray], Rows]:
+    """Return features and responses paired by id, with their folds; see `cross_validate`."""
     if "repeat" in responses.dims:
         responses = average_repeats(responses)
     if responses.ndim != 2:
@@ -123,40 +200,7 @@ def cross_validate(
     runs = _runs(responses)
     if getattr(model, "centre", None) == "runs":
         observed = _about_run_means(observed, runs)
-    reasons = _exclusions(observed, splits)
-    used = ~np.any(list(reasons.values()), 0)
-    if not used.any():
-        raise SchemaError(
-            "No target can be scored: all have missing values or do not vary in some fold."
-        )
-    fold_scores = _Fits(model, observed, used, splits, labels, runs, keep_predictions)
-    results = [
-        fold_scores.layer(array.values)
-        for array in progress(layers.values(), label="fit", total=len(layers))
-    ]
-    fold_scores.warn()
-    scores = _dataset(results, layers, responses, splits, keep_predictions, observed)
-    if ceiling is not None:
-        scores = _with_ceiling(scores, ceiling)
-    scores.attrs |= {
-        "neurodl_version": __version__,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "model": " ".join(repr(model).split()),
-        "cv": text,
-        "groups": groups
-        if isinstance(groups, str)
-        else ("given" if groups is not None else "none"),
-        "seed": seed,
-        "n_folds": len(splits),
-        "n_samples": len(observed),
-        "n_targets": observed.shape[1],
-        "n_excluded": int((~used).sum()),
-        "n_repeats": n_repeats,
-        **_device(model),
-        **{f"n_{reason}": int(mask.sum()) for reason, mask in reasons.items()},
-        **{key: responses.attrs[key] for key in KEPT_ATTRS if key in responses.attrs},
-    }
-    return check_scores(scores)
+    return layers, Rows(responses, observed, splits, labels, runs, text)
 
 
 def _device(model: Any) -> dict[str, str]:
@@ -248,18 +292,16 @@ class _Fits:
     def __init__(
         self,
         model: Any,
-        observed: np.ndarray,
+        rows: Rows,
         used: np.ndarray,
-        splits: list[Any],
-        labels: np.ndarray | None,
-        runs: np.ndarray | None,
         keep_predictions: bool,
     ) -> None:
-        self.model, self.used, self.splits = model, used, splits
+        self.model, self.used, self.splits = model, used, rows.splits
+        observed = rows.observed
         self.observed = observed if used.all() else np.ascontiguousarray(observed[:, used])
         taken = inspect.signature(model.fit).parameters
-        self.groups = labels if "groups" in taken else None
-        self.runs = runs if "runs" in taken else None
+        self.groups = rows.labels if "groups" in taken else None
+        self.runs = rows.runs if "runs" in taken else None
         self.keep_predictions = keep_predictions
         self.messages: Counter[str] = Counter()
         self.n_fits = 0
