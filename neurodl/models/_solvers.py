@@ -12,8 +12,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
-import scipy.linalg
 import torch
 
 BLOCK_ELEMENTS = 2**20  # of features that are copied at once
@@ -163,21 +161,45 @@ def filter_basis(
     if not float(size.amin()) > 0:  # features that do not vary predict nothing at any penalty
         only = torch.ones(len(alphas), 1, dtype=alphas.dtype, device=alphas.device)
         return FilterBasis(alphas[:1], only, only)
-    _, triangle, order = scipy.linalg.qr(
-        (filters / size[:, None]).T.cpu().numpy(), mode="economic", pivoting=True
-    )
-    left_out = np.sqrt(np.cumsum(triangle[::-1] ** 2, 0)[::-1].max(1))
+    order, triangle, left_out = _pivoted(filters / size[:, None], FILTER_TOLERANCE)
     weights = []
     for tolerance in (FILTER_TOLERANCE, ROUGH_TOLERANCE):
-        n_kept = max(int((left_out > tolerance).sum()), 1)
-        weight = np.zeros((len(alphas), n_kept))
-        weight[order] = scipy.linalg.solve_triangular(
-            triangle[:n_kept, :n_kept], triangle[:n_kept]
+        n_kept = 1 + sum(error > tolerance for error in left_out)
+        first = order[:n_kept]
+        weight = torch.linalg.solve_triangular(
+            triangle[:n_kept, first], triangle[:n_kept], upper=True
         ).T
-        scaled = torch.as_tensor(weight, device=alphas.device)
-        weights.append(scaled * size[:, None] / size[order[:n_kept].tolist()])
-    kept = alphas[order[: weights[0].shape[1]].tolist()]
-    return FilterBasis(kept, *weights)
+        weights.append(weight * size[:, None] / size[first])
+    return FilterBasis(alphas[order[: weights[0].shape[1]]], *weights)
+
+
+def _pivoted(rows: torch.Tensor, tolerance: float) -> tuple[list[int], torch.Tensor, list[float]]:
+    """Return which unit rows (n_rows, k) to combine to all, the most useful first.
+
+    Returns
+    -------
+    order : list of int
+    triangle : torch.Tensor, shape (n_kept, n_rows)
+        The rows in an orthonormal basis of those in `order`.
+    left_out : list of float
+        The largest part of any row that is left after each of them but the last.
+    """
+    rest = rows.clone()
+    basis = rows.new_zeros(0, rows.shape[1])
+    order: list[int] = []
+    left_out: list[float] = []
+    while len(order) < min(rows.shape):
+        length = torch.linalg.vector_norm(rest, dim=1)
+        chosen = int(length.argmax())
+        if order and float(length[chosen]) <= tolerance:
+            break
+        if order:
+            left_out.append(float(length[chosen]))
+        order.append(chosen)
+        direction = rest[chosen] - (rest[chosen] @ basis.T) @ basis
+        basis = torch.cat([basis, (direction / torch.linalg.vector_norm(direction))[None]])
+        rest = rest - (rest @ basis[-1])[:, None] * basis[-1]
+    return order, basis @ rows.T, left_out
 
 
 def quadratic_root(moment: torch.Tensor) -> torch.Tensor:
