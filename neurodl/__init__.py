@@ -21,7 +21,14 @@ if TYPE_CHECKING:
     )
     from neurodl.datasets import Experiment, list_datasets, load_dataset
     from neurodl.errors import NeurodlError, NeurodlWarning
-    from neurodl.features import concatenate_features, event_design, extract_features
+    from neurodl.features import (
+        SparseProjection,
+        StreamedPCA,
+        concatenate_features,
+        event_design,
+        extract_features,
+        extract_kernels,
+    )
     from neurodl.io.bids import read_bids
     from neurodl.io.events import read_events
     from neurodl.io.nifti import read_nifti, to_image
@@ -36,14 +43,14 @@ if TYPE_CHECKING:
         stack_repeats,
         zscore_runs,
     )
-    from neurodl.schema import check_features, check_responses, check_scores
+    from neurodl.schema import check_features, check_responses, check_scores, is_kernel
     from neurodl.scores import cross_validate, noise_ceiling, permutation_test
     from neurodl.stimuli import Stimuli
     from neurodl.study import load_study, run_study
 
 _HOMES = {
     "neurodl.errors": ("NeurodlError", "NeurodlWarning"),
-    "neurodl.schema": ("check_features", "check_responses", "check_scores"),
+    "neurodl.schema": ("check_features", "check_responses", "check_scores", "is_kernel"),
     "neurodl.io.bids": ("read_bids",),
     "neurodl.io.events": ("read_events",),
     "neurodl.io.nifti": ("read_nifti", "to_image"),
@@ -65,7 +72,14 @@ _HOMES = {
         "list_backbones",
         "load_backbone",
     ),
-    "neurodl.features": ("concatenate_features", "event_design", "extract_features"),
+    "neurodl.features": (
+        "SparseProjection",
+        "StreamedPCA",
+        "concatenate_features",
+        "event_design",
+        "extract_features",
+        "extract_kernels",
+    ),
     "neurodl.models": ("KernelRidgeCV", "RidgeCV"),
     "neurodl.scores": ("cross_validate", "noise_ceiling", "permutation_test"),
     "neurodl.reports": ("report",),

@@ -125,6 +125,8 @@ def check_features(
     features : xarray.DataArray or mapping of layer name to xarray.DataArray
         Each with dims ``(stimulus | time, feature)``, finite, the same ids in every layer. A
         single array is filed under its attr ``layer``.
+        A kernel (`is_kernel`) is square: the ids of its columns, coord ``feature``, are those of
+        its rows, in any order.
 
     Raises
     ------
@@ -148,6 +150,8 @@ def check_features(
                 "('time', 'feature')."
             )
         _check_sample_ids(array, what, unique=array.dims[0] == "stimulus")
+        if is_kernel(array):
+            _check_kernel(array, what)
         finite = np.isfinite(array.values).all(1)
         if not finite.all():
             rows = sample_ids(array)[~finite]
@@ -160,6 +164,17 @@ def check_features(
             raise SchemaError(f"{what} have other ids, or another order, than the first layer.")
         first = ids
     return dict(features)
+
+
+def is_kernel(array: xr.DataArray) -> bool:
+    """Return whether features are a kernel: inner products of stimuli, square.
+
+    Examples
+    --------
+    >>> is_kernel(xr.DataArray(np.eye(2), dims=("stimulus", "feature"), attrs={"kind": "kernel"}))
+    True
+    """
+    return array.attrs.get("kind") == "kernel"
 
 
 def check_scores(scores: xr.Dataset) -> xr.Dataset:
@@ -215,6 +230,22 @@ def _check_array(array: Any, what: str) -> None:
         if isinstance(index, pd.MultiIndex):
             raise SchemaError(f"{what}: coord {name!r} is a MultiIndex; use one coord per level.")
     _check_attrs(array.attrs, what)
+
+
+def _check_kernel(kernel: xr.DataArray, what: str) -> None:
+    """Check that a kernel has the ids of its rows, once each, as its columns."""
+    if kernel.dims != ("stimulus", "feature"):
+        raise SchemaError(f"{what} are a kernel, so their dims must be ('stimulus', 'feature').")
+    if "feature" not in kernel.coords:
+        raise SchemaError(f"{what} are a kernel, so they need ids of columns as coord 'feature'.")
+    rows, columns = sample_ids(kernel), pd.Index(kernel["feature"].values)
+    alone = rows.symmetric_difference(columns)
+    if len(alone) or len(rows) != len(columns):
+        raise SchemaError(
+            f"{what} are a kernel of {len(rows)} rows and {len(columns)} columns, and "
+            f"{len(alone)} ids are only in one of them ({listed(alone)}). Select both: "
+            "kernel.sel(stimulus=ids, feature=ids)."
+        )
 
 
 def _check_sample_ids(array: xr.DataArray, what: str, *, unique: bool) -> None:

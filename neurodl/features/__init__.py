@@ -3,12 +3,18 @@
 from neurodl.features.cache import cache_folder
 from neurodl.features.design import event_design
 from neurodl.features.extract import concatenate_features, extract_features
+from neurodl.features.kernel import extract_kernels
+from neurodl.features.pca import StreamedPCA
 from neurodl.features.pool import pool_output
+from neurodl.features.reduce import SparseProjection
 
 __all__ = [
+    "SparseProjection",
+    "StreamedPCA",
     "cache_folder",
     "concatenate_features",
     "event_design",
     "extract_features",
+    "extract_kernels",
     "pool_output",
 ]

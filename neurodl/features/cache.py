@@ -42,6 +42,11 @@ class FeatureCache:
         Everything that the values depend on.
     n_rows : int
         The number of stimuli.
+
+    Attributes
+    ----------
+    noted : dict of str to int
+        What is learned with the values and kept beside them; set before the first `write`.
     """
 
     def __init__(self, folder: Path, key: Mapping[str, str], n_rows: int) -> None:
@@ -49,6 +54,7 @@ class FeatureCache:
         self.path = folder / "features" / hashlib.sha256(text.encode()).hexdigest()[:32]
         self.key = dict(key)
         self.n_rows = n_rows
+        self.noted: dict[str, int] = {}
 
     @property
     def n_chunks(self) -> int:
@@ -90,9 +96,27 @@ class FeatureCache:
             dtype="float32",
             fill_value=float("nan"),
             compressors=ZstdCodec(level=1, checksum=True),
-            attributes=self.key,
+            attributes={**self.key, **self.noted},
             config={"write_empty_chunks": True},
         )
+
+    def read_noted(self, name: str) -> int:
+        """Return what was noted as `name` when the first chunk was written."""
+        return int(str(zarr.open_array(self.path, mode="r").attrs[name]))
+
+    def read_chunk(self, chunk: int) -> np.ndarray | None:
+        """Return one chunk, shape (n_rows of the chunk, n_features), or None if it is not there.
+
+        A damaged chunk is removed, so that it is computed again.
+        """
+        if not self.has(chunk):
+            return None
+        array = zarr.open_array(self.path, mode="r")
+        try:
+            return np.asarray(array[chunk * ROWS_PER_CHUNK : (chunk + 1) * ROWS_PER_CHUNK])
+        except (RuntimeError, ValueError, OSError):
+            (self.path / "c" / str(chunk) / "0").unlink(missing_ok=True)
+            return None
 
     def read(self) -> np.ndarray | None:
         """Return all rows, shape (n_rows, n_features), or None if a chunk is missing or damaged.
@@ -101,15 +125,12 @@ class FeatureCache:
         """
         if not all(self.has(chunk) for chunk in range(self.n_chunks)):
             return None
-        array = zarr.open_array(self.path, mode="r")
-        values = np.empty(array.shape, np.float32)
-        damaged = []
+        values = np.empty(zarr.open_array(self.path, mode="r").shape, np.float32)
+        whole = True
         for chunk in range(self.n_chunks):
-            rows = slice(chunk * ROWS_PER_CHUNK, (chunk + 1) * ROWS_PER_CHUNK)
-            try:
-                values[rows] = array[rows]
-            except (RuntimeError, ValueError, OSError):
-                damaged.append(chunk)
-        for chunk in damaged:
-            (self.path / "c" / str(chunk) / "0").unlink(missing_ok=True)
-        return None if damaged else values
+            part = self.read_chunk(chunk)
+            if part is None:
+                whole = False
+            else:
+                values[chunk * ROWS_PER_CHUNK : (chunk + 1) * ROWS_PER_CHUNK] = part
+        return values if whole else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ import xarray as xr
 from sklearn.base import clone
 
 from neurodl import __version__
-from neurodl.errors import NeurodlWarning, PairingError, SchemaError, listed
+from neurodl.errors import NeurodlWarning, SchemaError
 from neurodl.metrics import pearson_r, r2
 from neurodl.responses import average_repeats
 from neurodl.runtime import describe_device, progress, resolve_device
@@ -26,10 +25,17 @@ from neurodl.schema import (
     check_responses,
     check_scores,
     sample_dim,
-    sample_ids,
     target_dim,
 )
 from neurodl.scores.ceiling import MIN_RELIABILITY, noise_ceiling
+from neurodl.scores.pairing import (
+    check_kernel_model,
+    fit_parameter,
+    last_step,
+    n_features,
+    paired,
+    takes_kernel,
+)
 from neurodl.scores.splits import make_splits
 
 LAYER_COORDS = ("backbone", "weights", "weights_sha256", "licence", "transform", "pool", "reduce")
@@ -62,9 +68,10 @@ def cross_validate(
         `RidgeCV`, does all folds in one go. If ``fit`` takes ``groups``, it is given those of
         the training rows, so that inner folds keep them whole as well; if ``fit`` and ``predict``
         take ``runs``, they are given the coord run. Where the model has ``centre="runs"``, the
-        responses are scored about the mean of their run, too.
+        responses are scored about the mean of their run, too. Of a pipeline, the last step is
+        what counts: it is given groups and runs.
     X : xarray.DataArray or mapping of layer to xarray.DataArray
-        Features; see `check_features`.
+        Features; see `check_features`. Kernels go with models that have ``kernel="precomputed"``.
     responses : xarray.DataArray
         See `check_responses`. Targets with missing values, and targets that do not vary in some
         training or test rows, are excluded and counted.
@@ -192,13 +199,14 @@ def paired_rows(
             f"cross_validate scores one value per sample and target, but the responses have dims "
             f"{tuple(responses.dims)}. Select or average over the others first."
         )
-    layers, responses = _paired(layers, responses, unpaired)
+    check_kernel_model(model, layers)
+    layers, responses = paired(layers, responses, unpaired)
     splits, labels, text = make_splits(
         responses, cv, groups, seed, repeats_across_folds=repeats_across_folds
     )
     observed = np.ascontiguousarray(responses.values, dtype=np.float32)
     runs = _runs(responses)
-    if getattr(model, "centre", None) == "runs":
+    if getattr(last_step(model), "centre", None) == "runs":
         observed = _about_run_means(observed, runs)
     return layers, Rows(responses, observed, splits, labels, runs, text)
 
@@ -218,44 +226,6 @@ def _own_ceiling(responses: xr.DataArray) -> xr.DataArray | None:
     if pd.Index(responses["stimulus"].values).is_unique:
         return None
     return noise_ceiling(responses, n_averaged="one")
-
-
-def _paired(
-    layers: dict[str, xr.DataArray], responses: xr.DataArray, unpaired: str
-) -> tuple[dict[str, xr.DataArray], xr.DataArray]:
-    """Return features row by row as the responses are, looked up by id."""
-    if unpaired not in ("error", "drop"):
-        raise ValueError(f"`unpaired` must be 'error' or 'drop', but got {unpaired!r}.")
-    first = next(iter(layers.values()))
-    timed = sample_dim(first) == "time", sample_dim(responses) == "time"
-    if timed[0] != timed[1]:
-        raise PairingError(
-            f"Features have dim {first.dims[0]!r} but responses {responses.dims[0]!r}: bring the "
-            "features to the responses' samples first, or the responses to presentations "
-            "(single_trial_betas)."
-        )
-    wanted, there = _keys(responses), _keys(first)
-    rows = there.get_indexer(wanted)
-    missing = wanted[rows < 0].unique()
-    if len(missing) and (unpaired == "error" or (rows < 0).all()):
-        raise PairingError(
-            f"{len(missing)} ids of the responses have no features: {listed(missing)}. The "
-            f"features are called {listed(there, 3)}. Extract them, correct the ids, or say "
-            "unpaired='drop'."
-        )
-    responses = responses.isel({str(responses.dims[0]): rows >= 0})
-    rows = rows[rows >= 0]
-    return {name: array[rows] for name, array in layers.items()}, responses
-
-
-def _keys(array: xr.DataArray) -> pd.Index:
-    """Return one key per row: the stimulus, or run and time in milliseconds."""
-    ids = sample_ids(array)
-    if sample_dim(array) != "time":
-        return ids
-    runs = array["run"].values.astype(str) if "run" in array.coords else [""] * len(ids)
-    keys = [f"run {run!s} at {time:.3f} s" for run, time in zip(runs, ids, strict=True)]
-    return pd.Index(keys)
 
 
 def _runs(responses: xr.DataArray) -> np.ndarray | None:
@@ -299,9 +269,10 @@ class _Fits:
         self.model, self.used, self.splits = model, used, rows.splits
         observed = rows.observed
         self.observed = observed if used.all() else np.ascontiguousarray(observed[:, used])
-        taken = inspect.signature(model.fit).parameters
-        self.groups = rows.labels if "groups" in taken else None
-        self.runs = rows.runs if "runs" in taken else None
+        self.names = {name: fit_parameter(model, name) for name in ("groups", "runs")}
+        self.groups = rows.labels if self.names["groups"] else None
+        self.runs = rows.runs if self.names["runs"] else None
+        self.takes_kernel = takes_kernel(model)
         self.keep_predictions = keep_predictions
         self.messages: Counter[str] = Counter()
         self.n_fits = 0
@@ -337,16 +308,20 @@ class _Fits:
             self.n_fits += len(self.splits)
             return
         for fold, (train, test) in enumerate(self.splits):
-            fitted = self._fit(features[train], train)
+            own = np.ix_(train, train) if self.takes_kernel else train
+            held = np.ix_(test, train) if self.takes_kernel else test
+            fitted = self._fit(features[own], train)
             labels = {} if self.runs is None else {"runs": self.runs[test]}
-            predicted = np.asarray(fitted.predict(features[test], **labels), np.float32)
+            predicted = np.asarray(fitted.predict(features[held], **labels), np.float32)
             predicted = predicted.reshape(len(test), -1)
             yield fold, slice(None), torch.from_numpy(predicted), _alpha(fitted)
 
     def _fit(self, features: np.ndarray, train: np.ndarray) -> Any:
         fresh = clone(self.model, safe=False)
         labels = {"groups": self.groups, "runs": self.runs}
-        given = {name: rows[train] for name, rows in labels.items() if rows is not None}
+        given = {
+            str(self.names[name]): rows[train] for name, rows in labels.items() if rows is not None
+        }
         fresh.fit(features, self.observed[train], **given)
         self.n_fits += 1
         return fresh
@@ -412,7 +387,7 @@ def _dataset(
         values = [str(array.attrs.get(key, "")) for array in layers.values()]
         if any(values):
             coords[key] = ("layer", values)
-    coords["n_features"] = ("layer", [array.shape[1] for array in layers.values()])
+    coords["n_features"] = ("layer", [n_features(array) for array in layers.values()])
     if keep_predictions:
         data["predicted"] = (
             ("layer", samples, target),

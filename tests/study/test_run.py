@@ -126,7 +126,7 @@ def test_a_second_run_replaces_the_first_and_takes_features_from_the_cache(
     def never(*_):
         pytest.fail("the network ran again")
 
-    monkeypatch.setattr("neurodl.features.extract._Extraction._forward", never)
+    monkeypatch.setattr("neurodl.features.forward.ForwardPass._forward", never)
     assert ndl.run_study(file, out) == out
     assert not (out / "old_statmap.nii.gz").exists()
     assert (out / "notes.txt").read_text() == "mine"

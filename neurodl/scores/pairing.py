@@ -1,0 +1,116 @@
+"""Features and responses, paired by id; kernels and the models that take them."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from neurodl.errors import PairingError, SchemaError, listed
+from neurodl.schema import is_kernel, sample_dim, sample_ids
+
+
+def paired(
+    layers: dict[str, xr.DataArray], responses: xr.DataArray, unpaired: str
+) -> tuple[dict[str, xr.DataArray], xr.DataArray]:
+    """Return features row by row as the responses are, looked up by id.
+
+    Kernels have their columns taken along: both sides are as the rows of the responses, also
+    where a stimulus was presented several times.
+    """
+    if unpaired not in ("error", "drop"):
+        raise ValueError(f"`unpaired` must be 'error' or 'drop', but got {unpaired!r}.")
+    first = next(iter(layers.values()))
+    timed = sample_dim(first) == "time", sample_dim(responses) == "time"
+    if timed[0] != timed[1]:
+        raise PairingError(
+            f"Features have dim {first.dims[0]!r} but responses {responses.dims[0]!r}: bring the "
+            "features to the responses' samples first, or the responses to presentations "
+            "(single_trial_betas)."
+        )
+    wanted, there = _keys(responses), _keys(first)
+    rows = there.get_indexer(wanted)
+    missing = wanted[rows < 0].unique()
+    if len(missing) and (unpaired == "error" or (rows < 0).all()):
+        raise PairingError(
+            f"{len(missing)} ids of the responses have no features: {listed(missing)}. The "
+            f"features are called {listed(there, 3)}. Extract them, correct the ids, or say "
+            "unpaired='drop'."
+        )
+    responses = responses.isel({str(responses.dims[0]): rows >= 0})
+    rows = rows[rows >= 0]
+    return {name: _taken(array, rows) for name, array in layers.items()}, responses
+
+
+def _keys(array: xr.DataArray) -> pd.Index:
+    """Return one key per row: the stimulus, or run and time in milliseconds."""
+    ids = sample_ids(array)
+    if sample_dim(array) != "time":
+        return ids
+    runs = array["run"].values.astype(str) if "run" in array.coords else [""] * len(ids)
+    keys = [f"run {run!s} at {time:.3f} s" for run, time in zip(runs, ids, strict=True)]
+    return pd.Index(keys)
+
+
+def _taken(array: xr.DataArray, rows: np.ndarray) -> xr.DataArray:
+    """Return some rows of features, or those rows and their columns of a kernel."""
+    if not is_kernel(array):
+        return array[rows]
+    place = pd.Index(array["feature"].values).get_indexer(sample_ids(array)[rows])
+    return array[rows, place]
+
+
+def last_step(model: Any) -> Any:
+    """Return the last step of a pipeline, or the model itself."""
+    return model.steps[-1][1] if hasattr(model, "steps") else model
+
+
+def takes_kernel(model: Any) -> bool:
+    """Return whether a model, or the last step of a pipeline, is fitted to kernels."""
+    return bool(getattr(last_step(model), "kernel", None) == "precomputed")
+
+
+def check_kernel_model(model: Any, layers: dict[str, xr.DataArray]) -> None:
+    """Raise if kernels meet a model of features, or features a model of kernels.
+
+    Raises
+    ------
+    SchemaError
+        The message names the layers and says what to do.
+    """
+    wanted = takes_kernel(model)
+    other = [name for name, array in layers.items() if is_kernel(array) != wanted]
+    name = type(model).__name__
+    if other and wanted:
+        raise SchemaError(
+            f"{name} has kernel='precomputed', but {listed(other)} are features: give it kernels "
+            "of extract_kernels, or take a model of features, such as RidgeCV()."
+        )
+    if other:
+        raise SchemaError(
+            f"{listed(other)} are kernels, which {name} would take for features: use "
+            "KernelRidgeCV(kernel='precomputed'), or extract_features for this model."
+        )
+
+
+def fit_parameter(model: Any, name: str) -> str | None:
+    """Return what `fit` calls the parameter `name`, or None if it does not take it.
+
+    A pipeline passes ``step__name`` on to its last step.
+    """
+    if name in inspect.signature(model.fit).parameters:
+        return name
+    if last_step(model) is model or not hasattr(last_step(model), "fit"):
+        return None
+    inner = fit_parameter(last_step(model), name)
+    return f"{model.steps[-1][0]}__{inner}" if inner else None
+
+
+def n_features(array: xr.DataArray) -> int:
+    """Return the number of features, of a kernel those behind it."""
+    return (
+        int(array.attrs.get("n_features", array.shape[1])) if is_kernel(array) else array.shape[1]
+    )
