@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 CENTRED = f"on the mean of the first {ROWS_PER_CHUNK} stimuli"
 # Products of this many features are summed in float32, and their sums in float64: relative to the
 # kernel, the rounding is then below that of storing it in float32.
-N_FEATURES_BLOCK = 8192
+N_FEATURES_BLOCK = 4096
 CPU_GIB = 4.0
 
 

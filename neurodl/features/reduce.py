@@ -97,6 +97,12 @@ class SparseProjection(TransformerMixin, BaseEstimator):
         self._on_device: torch.Tensor | None = None
         return self
 
+    def __sklearn_tags__(self) -> Any:
+        """Say that sparse matrices are taken."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
     def size(self, n_samples: int) -> int:
         """Return the number of directions for so many samples."""
         if self.n_components != "auto":

@@ -355,8 +355,8 @@ class _Fits:
 def _alpha(fitted: Any) -> Any:
     """Return the chosen penalties of a fitted model, where it has such."""
     for name in ("alpha_", "best_alphas_"):
-        if hasattr(fitted, name):
-            return np.asarray(getattr(fitted, name), np.float32)
+        if hasattr(last_step(fitted), name):
+            return np.asarray(getattr(last_step(fitted), name), np.float32)
     return np.nan
 
 
