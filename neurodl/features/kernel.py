@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,14 @@ import xarray as xr
 from neurodl.backbones import Backbone
 from neurodl.features.cache import ROWS_PER_CHUNK, FeatureCache, cache_folder
 from neurodl.features.extract import cache_path
-from neurodl.features.forward import ForwardPass, check_on_unreadable, open_pass, readable_ids
+from neurodl.features.forward import (
+    Batch,
+    ForwardPass,
+    check_on_unreadable,
+    open_pass,
+    readable_ids,
+)
+from neurodl.features.spill import Spill, open_spill
 from neurodl.schema import check_features
 from neurodl.stimuli import Stimuli
 
@@ -44,7 +52,8 @@ def extract_kernels(
     All that ridge regression needs of features is their kernel. A layer of 800,000 features is so
     used whole, without projecting or storing it. Memory holds a block of stimuli with all their
     features; each later stimulus is multiplied with the block and forgotten. With b blocks each
-    stimulus is passed (b + 1) / 2 times on average.
+    stimulus is passed (b + 1) / 2 times on average; on a CPU features go to a nameless file beside
+    the cache instead, if there is room and a trial says that this is faster.
 
     Parameters
     ----------
@@ -144,6 +153,9 @@ class _Kernels:
         n = len(run.stimuli)
         self.kernels = {name: np.full((n, n), np.nan, np.float32) for name in run.layers}
         self.n_features: dict[str, int] = {}
+        self.pass_seconds = 0.0
+        self.folder = folder
+        self.spill: Spill | None = None
         self.caches: dict[str, FeatureCache] = {}
         if folder is not None:
             kind = {"kind": "kernel", "centred": CENTRED}
@@ -163,11 +175,15 @@ class _Kernels:
         self.n_features |= {name: len(reference[name]) for name in todo}
         size = self._chunks_per_block(todo)
         blocks = [range(a, min(a + size, n_chunks)) for a in range(start, n_chunks, size)]
-        self._announce(todo, blocks)
-        for block in blocks:
-            self._multiply(block, reference)
-            for name in todo:
-                self._keep(name, block)
+        self._plan(todo, blocks)
+        try:
+            for block in blocks:
+                self._multiply(block, self._stream(block, reference))
+                for name in todo:
+                    self._keep(name, block)
+        finally:
+            if self.spill is not None:
+                self.spill.close()
 
     def _restored(self, name: str) -> int:
         """Take from the cache what it has; return the number of leading chunks that are known."""
@@ -198,13 +214,15 @@ class _Kernels:
     def _reference(self, layers: list[str]) -> dict[str, torch.Tensor]:
         """Return the mean features (n_features,) of the first chunk's stimuli."""
         totals: dict[str, torch.Tensor] = {}
-        n_rows = 0
+        n_rows, start = 0, time.perf_counter()
         for _, batches in self.run.batches([0], layers):
             for numbers, features in batches:
                 n_rows += len(numbers)
                 for name, values in features.items():
                     mine = values.sum(0)
                     totals[name] = totals[name] + mine if name in totals else mine
+        seconds = time.perf_counter() - start
+        self.pass_seconds = seconds / n_rows * len(self.run.stimuli)
         return {name: total / n_rows for name, total in totals.items()}
 
     def _chunks_per_block(self, layers: list[str]) -> int:
@@ -218,40 +236,56 @@ class _Kernels:
         per_chunk = 4 * ROWS_PER_CHUNK * sum(self.n_features[name] for name in layers)
         return max(1, int(n_bytes // per_chunk))
 
-    def _announce(self, layers: list[str], blocks: list[range]) -> None:
-        passed = sum(self.run.n_chunks - block.start for block in blocks) / self.run.n_chunks
+    def _plan(self, layers: list[str], blocks: list[range]) -> None:
+        """Say how often the stimuli pass, and set features aside if that is faster."""
+        n_features = {name: self.n_features[name] for name in layers}
+        n_passes = sum(self.run.n_chunks - block.start for block in blocks) / self.run.n_chunks
         logger.info(
             "kernels of %d stimuli and %d layers (%d features) in %d blocks: %.1f passes through "
             "%s; with more `memory` there are fewer",
             len(self.run.stimuli),
             len(layers),
-            sum(self.n_features[name] for name in layers),
+            sum(n_features.values()),
             len(blocks),
-            passed,
+            n_passes,
             self.run.backbone.name,
         )
+        # a GPU passes stimuli faster than a disk takes their features
+        if self.folder is not None and self.run.device.type == "cpu":
+            n_rows = len(self.run.stimuli) - blocks[0].stop * ROWS_PER_CHUNK
+            self.spill = open_spill(self.folder, n_features, n_rows, n_passes, self.pass_seconds)
 
-    def _multiply(self, block: range, reference: dict[str, torch.Tensor]) -> None:
-        """Fill the rows of a block, and by symmetry its columns, from its own stimuli on."""
-        end = min(block.stop * ROWS_PER_CHUNK, len(self.run.stimuli))
-        n_rows = end - block.start * ROWS_PER_CHUNK
-        held = {
-            name: torch.empty(n_rows, len(middle), device=middle.device)
-            for name, middle in reference.items()
-        }
-        own = np.empty(0, int)
+    def _stream(self, block: range, reference: dict[str, torch.Tensor]) -> Iterator[Batch]:
+        """Yield batches of about centred features, from the block's own stimuli on."""
+        if self.spill is not None and self.spill.n_batches:
+            yield from self.spill.batches(block.start * ROWS_PER_CHUNK)
+            return
         later = range(block.start, self.run.n_chunks)
         for chunk, batches in self.run.batches(later, list(reference)):
             for numbers, features in batches:
-                if chunk in block:
-                    own = np.append(own, numbers)
-                for name, values in features.items():
-                    rows = values - reference[name]
-                    if chunk in block:
-                        held[name][len(own) - len(rows) : len(own)] = rows
-                    products = inner_products(held[name][: len(own)], rows).cpu().numpy()
-                    self.kernels[name][np.ix_(numbers, own)] = products.T
-                    self.kernels[name][np.ix_(own, numbers)] = products
-                    if chunk in block:
-                        square = products[-len(rows) :]
-                        self.kernels[name][np.ix_(numbers, numbers)] = (square + square.T) / 2
+                rows = {name: values - reference[name] for name, values in features.items()}
+                if self.spill is not None and chunk >= block.stop:
+                    self.spill.append(numbers, rows)
+                yield numbers, rows
+
+    def _multiply(self, block: range, batches: Iterator[Batch]) -> None:
+        """Fill the rows of a block, and by symmetry its columns, from its own stimuli on."""
+        end = min(block.stop * ROWS_PER_CHUNK, len(self.run.stimuli))
+        n_rows = end - block.start * ROWS_PER_CHUNK
+        held: dict[str, torch.Tensor] = {}
+        own = np.empty(0, int)
+        for numbers, features in batches:
+            inside = numbers[0] < end
+            own = np.append(own, numbers) if inside else own
+            for name, rows in features.items():
+                if name not in held:
+                    held[name] = torch.empty(n_rows, rows.shape[1], device=rows.device)
+                if inside:
+                    held[name][len(own) - len(rows) : len(own)] = rows
+                products = inner_products(held[name][: len(own)], rows).cpu().numpy()
+                kernel = self.kernels[name]
+                kernel[np.ix_(numbers, own)] = products.T
+                kernel[np.ix_(own, numbers)] = products
+                if inside:
+                    square = products[-len(rows) :]
+                    kernel[np.ix_(numbers, numbers)] = (square + square.T) / 2

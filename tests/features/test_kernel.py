@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from sklearn.model_selection import GroupKFold
 from torch import nn
 
 from neurodl.backbones import Backbone, ImageTransform, load_backbone
-from neurodl.errors import FileFormatError, NeurodlWarning, PairingError, SchemaError
+from neurodl.errors import FileFormatError, NeurodlWarning, PairingError, SchemaError, StorageError
 from neurodl.features import concatenate_features, extract_features, extract_kernels
 from neurodl.features.forward import ForwardPass
 from neurodl.features.kernel import inner_products
@@ -89,6 +90,52 @@ def test_blocks_give_what_all_at_once_gives(backbone, caplog):
         expected = of_features(features[layer])
         np.testing.assert_allclose(
             double_centred(parts[layer]), expected, atol=1e-6 * np.abs(expected).max()
+        )
+
+
+def passes(monkeypatch, speed):
+    """Pretend a disk of some speed; return the chunks that are passed from now on."""
+    seen, real = [], ForwardPass._batches_of
+    monkeypatch.setattr("neurodl.features.spill.disk_speed", lambda _: speed)
+
+    def watched(self, chunk, *rest):
+        seen.append(chunk)
+        return real(self, chunk, *rest)
+
+    monkeypatch.setattr(ForwardPass, "_batches_of", watched)
+    return seen
+
+
+def test_a_fast_disk_takes_the_place_of_further_passes(backbone, tmp_path, monkeypatch):
+    stimuli, layers = make_stimuli(), ["0", "2"]
+    passed = extract_kernels(backbone, stimuli, layers, cache=False, memory=ONE_CHUNK)
+    seen = passes(monkeypatch, 1e12)
+    found = extract_kernels(
+        backbone, stimuli, layers, cache=tmp_path, memory=ONE_CHUNK, device="cpu"
+    )
+    assert seen == [0, 0, 1, 2, 3]
+    assert [path.name for path in tmp_path.iterdir()] == ["features"]
+    for layer in layers:
+        np.testing.assert_array_equal(found[layer], passed[layer])
+
+
+def test_a_slow_disk_is_left_alone(backbone, tmp_path, monkeypatch):
+    seen = passes(monkeypatch, 1.0)
+    options = {"cache": tmp_path, "memory": ONE_CHUNK, "device": "cpu"}
+    extract_kernels(backbone, make_stimuli(), ["0", "2"], **options)
+    assert seen == [0, 0, 1, 2, 3, 1, 2, 3, 2, 3, 3]
+
+
+def test_a_disk_that_fills_up_is_an_error_that_says_so(backbone, tmp_path, monkeypatch):
+    passes(monkeypatch, 1e12)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("neurodl.features.spill.Spill._write", full)
+    with pytest.raises(StorageError, match=r"memory|cache=False"):
+        extract_kernels(
+            backbone, make_stimuli(), ["0"], cache=tmp_path, memory=ONE_CHUNK / 2, device="cpu"
         )
 
 
@@ -248,6 +295,7 @@ def test_features_and_kernels_do_not_share_a_cache_entry(backbone, tmp_path):
 
 def test_interrupted_run_goes_on_at_the_unfinished_block(backbone, tmp_path, monkeypatch):
     stimuli, real, seen = make_stimuli(), ForwardPass._batches_of, []
+    monkeypatch.setattr("neurodl.features.spill.disk_speed", lambda _: 1.0)
     options = {"cache": tmp_path, "memory": ONE_CHUNK}
 
     def interrupted(self, chunk, *rest):
