@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,12 +28,15 @@ class FoldPrediction(NamedTuple):
     columns : which targets
     predicted : (n_test, n_targets)
     alpha : (n_targets,), the chosen penalties
+    by_band : (n_bands, n_targets) each, what else was chosen or found for each band of features,
+        by the name that it has among the scores
     """
 
     fold: int
     columns: slice
     predicted: torch.Tensor
     alpha: torch.Tensor
+    by_band: Mapping[str, torch.Tensor] | None = None
 
 
 class PenaltyCV(MultiOutputMixin, RegressorMixin, BaseEstimator):

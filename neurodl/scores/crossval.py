@@ -34,10 +34,13 @@ from neurodl.scores.pairing import (
     last_step,
     n_features,
     paired,
+    side_by_side,
+    takes_bands,
     takes_kernel,
 )
 from neurodl.scores.splits import make_splits
 
+ALL_LAYERS = "all"
 LAYER_COORDS = ("backbone", "weights", "weights_sha256", "licence", "transform", "pool", "reduce")
 KEPT_ATTRS = ("units", "subject", "space", "affine", "shape", "tr", "bin_width")
 
@@ -72,6 +75,8 @@ def cross_validate(
         what counts: it is given groups and runs.
     X : xarray.DataArray or mapping of layer to xarray.DataArray
         Features; see `check_features`. Kernels go with models that have ``kernel="precomputed"``.
+        A model with ``bands=None``, as `BandedRidgeCV`, takes all layers at once, each as a band;
+        the result has one layer, "all".
     responses : xarray.DataArray
         See `check_responses`. Targets with missing values, and targets that do not vary in some
         training or test rows, are excluded and counted.
@@ -89,7 +94,8 @@ def cross_validate(
     -------
     xarray.Dataset
         See `check_scores`: r and r2 (layer, fold, target), alpha where the model has it, ceiling
-        (target) and r_normalized = r / sqrt(ceiling).
+        (target) and r_normalized = r / sqrt(ceiling). Of models with bands also what they find
+        for each (layer, fold, band, target).
 
     Raises
     ------
@@ -139,6 +145,7 @@ def cross_validate(
     ]
     fold_scores.warn()
     scores = _dataset(results, layers, responses, splits, keep_predictions, observed)
+    scores = _with_bands(scores, fold_scores.by_band, rows.bands)
     if ceiling is not None:
         scores = _with_ceiling(scores, ceiling)
     scores.attrs |= {
@@ -170,6 +177,7 @@ class Rows(NamedTuple):
     splits : list of (train, test) row numbers
     labels, runs : the group and the run of each row, or None
     text : the folds in words
+    bands : the layer of each column, for a model that takes all at once, or None
     """
 
     responses: xr.DataArray
@@ -178,6 +186,7 @@ class Rows(NamedTuple):
     labels: np.ndarray | None
     runs: np.ndarray | None
     text: str
+    bands: np.ndarray | None
 
 
 def paired_rows(
@@ -208,7 +217,11 @@ def paired_rows(
     runs = _runs(responses)
     if getattr(last_step(model), "centre", None) == "runs":
         observed = _about_run_means(observed, runs)
-    return layers, Rows(responses, observed, splits, labels, runs, text)
+    bands = None
+    if takes_bands(model):
+        joined, bands = side_by_side(layers)
+        layers = {ALL_LAYERS: joined}
+    return layers, Rows(responses, observed, splits, labels, runs, text, bands)
 
 
 def _device(model: Any) -> dict[str, str]:
@@ -266,7 +279,9 @@ class _Fits:
         used: np.ndarray,
         keep_predictions: bool,
     ) -> None:
-        self.model, self.used, self.splits = model, used, rows.splits
+        self.model, self.used, self.splits = clone(model, safe=False), used, rows.splits
+        if rows.bands is not None:
+            last_step(self.model).set_params(bands=rows.bands)
         observed = rows.observed
         self.observed = observed if used.all() else np.ascontiguousarray(observed[:, used])
         self.names = {name: fit_parameter(model, name) for name in ("groups", "runs")}
@@ -276,6 +291,7 @@ class _Fits:
         self.keep_predictions = keep_predictions
         self.messages: Counter[str] = Counter()
         self.n_fits = 0
+        self.by_band: dict[str, np.ndarray] = {}
 
     def layer(self, features: np.ndarray) -> dict[str, np.ndarray]:
         """Return r, r2, alpha (fold, target) and predictions (sample, target) of one layer."""
@@ -286,35 +302,49 @@ class _Fits:
             result["predicted"] = np.full((n_rows, len(self.used)), np.nan, np.float32)
         columns = np.flatnonzero(self.used)
         with self._collected():
-            for fold, chosen, predicted, alpha in self._predictions(features):
+            for fold, chosen, predicted, alpha, by_band in self._predictions(features):
                 test, places = self.splits[fold][1], columns[chosen]
                 observed = torch.as_tensor(self.observed[test][:, chosen], device=predicted.device)
                 result["r"][fold, places] = pearson_r(predicted, observed).cpu().numpy()
                 result["r2"][fold, places] = r2(predicted, observed).cpu().numpy()
                 result["alpha"][fold, places] = alpha
+                self._keep(by_band, fold, places)
                 if self.keep_predictions:
                     result["predicted"][np.ix_(test, places)] = predicted.cpu().numpy()
         return result
 
     def _predictions(
         self, features: np.ndarray
-    ) -> Iterator[tuple[int, slice, torch.Tensor, np.ndarray | float]]:
-        """Yield fold, targets, their predictions (n_test, n_targets) and penalties."""
+    ) -> Iterator[tuple[int, slice, torch.Tensor, np.ndarray | float, Mapping[str, Any]]]:
+        """Yield fold, targets, their predictions (n_test, n_targets), penalties, and by band."""
         if hasattr(self.model, "predict_folds"):
             model = clone(self.model, safe=False)
             labels = {"groups": self.groups} | ({} if self.runs is None else {"runs": self.runs})
             for part in model.predict_folds(features, self.observed, self.splits, **labels):
-                yield part.fold, part.columns, part.predicted, part.alpha.cpu().numpy()
+                alpha, by_band = part.alpha.cpu().numpy(), part.by_band or {}
+                yield part.fold, part.columns, part.predicted, alpha, by_band
             self.n_fits += len(self.splits)
             return
         for fold, (train, test) in enumerate(self.splits):
-            own = np.ix_(train, train) if self.takes_kernel else train
-            held = np.ix_(test, train) if self.takes_kernel else test
+            own, held = train, test
+            if self.takes_kernel:
+                n_rows = len(features)
+                starts = np.arange(0, features.shape[1], n_rows)  # of each kernel side by side
+                columns = np.concatenate([start + train for start in starts])
+                own, held = np.ix_(train, columns), np.ix_(test, columns)
             fitted = self._fit(features[own], train)
             labels = {} if self.runs is None else {"runs": self.runs[test]}
             predicted = np.asarray(fitted.predict(features[held], **labels), np.float32)
             predicted = predicted.reshape(len(test), -1)
-            yield fold, slice(None), torch.from_numpy(predicted), _alpha(fitted)
+            yield fold, slice(None), torch.from_numpy(predicted), _alpha(fitted), {}
+
+    def _keep(self, by_band: Mapping[str, torch.Tensor], fold: int, places: np.ndarray) -> None:
+        """Keep what a model says of each band."""
+        for name, values in by_band.items():
+            if name not in self.by_band:
+                shape = (len(self.splits), len(values), len(self.used))
+                self.by_band[name] = np.full(shape, np.nan, np.float32)
+            self.by_band[name][fold][:, places] = values.cpu().numpy()
 
     def _fit(self, features: np.ndarray, train: np.ndarray) -> Any:
         fresh = clone(self.model, safe=False)
@@ -396,6 +426,17 @@ def _dataset(
         data["observed"] = ((samples, target), observed)
         coords |= {str(k): v for k, v in responses.coords.items() if v.dims == (samples,)}
     return xr.Dataset(data, coords)
+
+
+def _with_bands(
+    scores: xr.Dataset, by_band: dict[str, np.ndarray], bands: np.ndarray | None
+) -> xr.Dataset:
+    """Add what was found for each band, (layer, fold, band, target)."""
+    if bands is None or not by_band:
+        return scores
+    dims = ("layer", "fold", "band", target_dim(scores["r"]))
+    scores = scores.assign_coords(band=list(dict.fromkeys(bands.tolist())))
+    return scores.assign({name: (dims, values[None]) for name, values in by_band.items()})
 
 
 def _with_ceiling(scores: xr.Dataset, ceiling: xr.DataArray) -> xr.Dataset:

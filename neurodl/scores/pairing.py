@@ -73,6 +73,28 @@ def takes_kernel(model: Any) -> bool:
     return bool(getattr(last_step(model), "kernel", None) == "precomputed")
 
 
+def takes_bands(model: Any) -> bool:
+    """Return whether a model, or the last step of a pipeline, takes layers side by side as bands.
+
+    One that was told its ``bands`` takes each layer for itself.
+    """
+    return getattr(last_step(model), "bands", ()) is None
+
+
+def side_by_side(layers: dict[str, xr.DataArray]) -> tuple[xr.DataArray, np.ndarray]:
+    """Return the features or kernels of all layers side by side, and the layer of each column."""
+    arrays = list(layers.values())
+    common = dict(arrays[0].attrs)
+    for array in arrays[1:]:
+        common = {key: value for key, value in common.items() if array.attrs.get(key) == value}
+    common |= {"layer": "+".join(layers), "n_features": sum(map(n_features, arrays))}
+    values = np.concatenate([array.values for array in arrays], 1)
+    samples = str(arrays[0].dims[0])
+    coords = {key: value for key, value in arrays[0].coords.items() if value.dims == (samples,)}
+    joined = xr.DataArray(values, coords, (samples, "feature"), attrs=common)
+    return joined, np.repeat(list(layers), [array.shape[1] for array in arrays])
+
+
 def check_kernel_model(model: Any, layers: dict[str, xr.DataArray]) -> None:
     """Raise if kernels meet a model of features, or features a model of kernels.
 
