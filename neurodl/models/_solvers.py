@@ -106,20 +106,27 @@ def centre_kernel_runs(kernel: torch.Tensor, run: torch.Tensor) -> torch.Tensor:
     return kernel - (kernel @ mean) @ member.T
 
 
-def dual_spectrum(kernel: torch.Tensor, train: torch.Tensor, test: torch.Tensor | None) -> Spectrum:
-    """Return the spectrum of the rows `train` of a kernel, centred on just these rows."""
+def centred_kernels(
+    kernel: torch.Tensor, train: torch.Tensor, test: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the kernel of the rows `train`, and of `test` with them, about the mean of `train`."""
     inner = kernel[train][:, train]
     column_mean = inner.mean(0)
     grand_mean = column_mean.mean()
     inner -= column_mean
     inner -= (column_mean - grand_mean)[:, None]
+    outer = kernel[test][:, train]
+    outer -= outer.mean(1, keepdim=True)
+    outer -= column_mean - grand_mean
+    return inner, outer
+
+
+def dual_spectrum(kernel: torch.Tensor, train: torch.Tensor, test: torch.Tensor | None) -> Spectrum:
+    """Return the spectrum of the rows `train` of a kernel, centred on just these rows."""
+    inner, outer = centred_kernels(kernel, train, train[:0] if test is None else test)
     eigenvalues, vectors = torch.linalg.eigh(inner)
     del inner
-    test_basis = None
-    if test is not None:
-        outer = kernel[test][:, train]
-        outer = outer - outer.mean(1, keepdim=True) - column_mean + grand_mean
-        test_basis = outer @ vectors
+    test_basis = None if test is None else outer @ vectors
     return Spectrum(eigenvalues.clamp_min(0), vectors - vectors.mean(0), test_basis)
 
 
