@@ -163,9 +163,36 @@ def load(path: str | Path, *, device: str | None = None) -> Any:
     return dataset
 
 
+def read_attrs(path: str | Path) -> list[dict[str, Any]]:
+    """Return the attrs of each array that `save` wrote to a file, without reading values.
+
+    Raises
+    ------
+    FileFormatError
+        The file is damaged, or was not written by `save`.
+    """
+    path = Path(path)
+    found = []
+    try:
+        if path.suffix == ".zarr":
+            for group in _layer_groups(path):
+                with xr.open_dataset(path, group=group, engine="zarr") as dataset:
+                    found.append(dict(dataset["features"].attrs))
+        else:
+            with xr.open_dataset(path, engine="h5netcdf") as dataset:
+                found += [dict(array.attrs) for array in dataset.data_vars.values()]
+    except (OSError, ValueError, KeyError) as error:
+        raise FileFormatError(f"Cannot read {path}: {error}") from error
+    return found
+
+
+def _layer_groups(path: Path) -> list[str]:
+    return sorted(folder.name for folder in path.glob("layer*"))
+
+
 def _load_features(path: Path) -> dict[str, xr.DataArray]:
     features = {}
-    for group in sorted(folder.name for folder in path.glob("layer*")):
+    for group in _layer_groups(path):
         dataset = xr.load_dataset(path, group=group, engine="zarr")
         features[str(dataset.attrs["layer"])] = dataset["features"].rename(None)
     return check_features(features)
