@@ -15,6 +15,7 @@ from neurodl.runtime import available_memory
 from neurodl.schema import is_kernel
 from neurodl.stimuli import Stimuli
 
+ROUNDING = 1e-5  # of sums in float32, as a share of what they would be without cancellation
 COLUMNS = 2**16  # of features that are taken to float64 at once
 
 
@@ -37,6 +38,11 @@ class Dual:
 
     def __init__(self, model: Any, kernel: xr.DataArray) -> None:
         name = type(model).__name__
+        if not hasattr(model, "dual_coef_"):
+            raise ValueError(
+                f"Weights of features are told from KernelRidgeCV(kernel='precomputed'), which has "
+                f"`dual_coef_`, but got {name}, which has none."
+            )
         if not is_kernel(kernel):
             raise SchemaError(
                 f"{name} has kernel='precomputed', but `features` are features: give the kernel "
@@ -59,11 +65,11 @@ class Dual:
                 "depend on the constant that kernels leave out of the features. Use "
                 "KernelRidgeCV(kernel='precomputed')."
             )
-        self.kernel = kernel
+        self.model, self.kernel = model, kernel
         self.n_targets = self.coef.shape[1]
 
     def predicted(self, n_stimuli: int, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return predictions for the first stimuli about their mean, and how exact they can be.
+        """Return the model's predictions for the first stimuli, and how exact they can be.
 
         Returns
         -------
@@ -71,10 +77,10 @@ class Dual:
         rounding : numpy.ndarray, shape (n_chosen,)
             How far they may be off for the rounding of the kernel to float32.
         """
-        some = self.kernel.values[:n_stimuli].astype(np.float64)
-        predicted = some @ self.coef[:, chosen]
-        rounding = 1e-5 * (np.abs(some) @ np.abs(self.coef[:, chosen])).max(0)
-        return predicted - predicted.mean(0), rounding
+        some = self.kernel.values[:n_stimuli]
+        predicted = np.asarray(self.model.predict(some)).reshape(n_stimuli, -1)[:, chosen]
+        size = np.abs(some.astype(np.float64)) @ np.abs(self.coef[:, chosen])
+        return predicted, ROUNDING * size.max(0)
 
 
 def primal_weights(
@@ -113,7 +119,7 @@ def primal_weights(
     layer = run.layers[0]
     weights = torch.as_tensor(dual.coef[:, chosen], device=run.device)
     total, first = _summed(run, layer, weights)
-    _check_predictions(dual, chosen, _products(first, total))
+    check_predictions(_products(first, total), *dual.predicted(len(first), chosen))
     return total.float().cpu().numpy(), run.layouts[layer]
 
 
@@ -188,14 +194,20 @@ def _products(rows: torch.Tensor, weights: torch.Tensor) -> np.ndarray:
     return products.cpu().numpy()
 
 
-def _check_predictions(dual: Dual, chosen: np.ndarray, found: np.ndarray) -> None:
-    """Raise unless the weights predict from features what the model predicts from the kernel."""
-    predicted, rounding = dual.predicted(len(found), chosen)
-    apart = np.abs(found - found.mean(0) - predicted).max(0)
-    wrong = apart > 0.02 * np.abs(predicted).max(0) + rounding
+def check_predictions(found: np.ndarray, predicted: np.ndarray, rounding: np.ndarray) -> None:
+    """Raise unless weights predict what the model predicts, up to a constant.
+
+    Parameters
+    ----------
+    found, predicted : numpy.ndarray, shape (n_samples, n_targets)
+    rounding : numpy.ndarray, shape (n_targets,)
+        How far they may be apart, besides 2 % of their range.
+    """
+    found, predicted = found - found.mean(0), predicted - predicted.mean(0)
+    wrong = np.abs(found - predicted).max(0) > 0.02 * np.abs(predicted).max(0) + rounding
     if wrong.any():
         raise SchemaError(
-            f"The weights of {int(wrong.sum())} of {len(chosen)} targets do not predict from the "
-            "features what the model predicts from the kernel. Are these the images, and the "
-            "kernel, that it was fitted to, in the same order?"
+            f"The weights of {int(wrong.sum())} of {len(wrong)} targets do not predict from the "
+            "features what the model predicts. Are these the features, or the kernel and its "
+            "images, that it was fitted to?"
         )

@@ -17,10 +17,11 @@ from neurodl.backbones.crop import Box, crop_box
 from neurodl.errors import SchemaError
 from neurodl.features.pool import LAYOUT
 from neurodl.schema import check_features, check_responses, is_kernel, target_dim
-from neurodl.scores.dual import Dual, primal_weights
+from neurodl.scores.dual import ROUNDING, Dual, check_predictions, primal_weights
 from neurodl.scores.pairing import takes_kernel
 from neurodl.stimuli import Stimuli
 
+N_CHECKED = 16  # rows whose predictions tell whether weights are what they seem
 KEPT_ATTRS = ("backbone", "layer", "pool", "reduce", "weights", "weights_sha256", "transform")
 
 
@@ -94,6 +95,7 @@ def feature_weights(
         coef = _coef(model, features)
         chosen = _chosen(targets, len(coef))
         values, layout = coef[chosen], features.attrs
+        _check_coef(model, features, values, chosen)
     return _labelled(values, chosen, features, layout, model, responses)
 
 
@@ -194,6 +196,16 @@ def _coef(model: Any, features: xr.DataArray) -> np.ndarray:
     return coef
 
 
+def _check_coef(model: Any, features: xr.DataArray, coef: np.ndarray, chosen: np.ndarray) -> None:
+    """Raise unless weights (n_chosen, n_features) predict as the model does, row by row."""
+    if _delays(model) is not None or getattr(model, "centre", "all") == "runs":
+        return  # rows are not predicted by themselves
+    rows = features.values[:N_CHECKED]
+    predicted = np.asarray(model.predict(rows)).reshape(len(rows), -1)[:, chosen]
+    size = np.abs(rows).astype(np.float64) @ np.abs(coef.T)
+    check_predictions(rows @ coef.T, predicted, ROUNDING * size.max(0))
+
+
 def _delays(model: Any) -> list[int] | None:
     delays = getattr(model, "delays", None)
     return None if delays is None else [int(delay) for delay in delays]
@@ -218,29 +230,23 @@ def _labelled(
             f"but they have {n_features} features. Of features that were selected, take off the "
             f"attrs {LAYOUT[:2]} first."
         )
-    coords: dict[str, Any] = {"target": chosen, **_target_coords(responses, chosen, values)}
+    coords: dict[str, Any] = {"target": chosen, **_target_coords(responses, chosen)}
     if axes == ["feature"] and not is_kernel(features):
         own = features.coords.items()
         coords |= {str(name): one for name, one in own if one.dims == ("feature",)}
-    lags = [] if delays is None else [len(delays)]
     if delays is not None:
-        coords["delay"] = delays
+        axes, sizes, coords["delay"] = ["delay", *axes], [len(delays), *sizes], delays
+    attrs = {**features.attrs, **layout}
     weights = xr.DataArray(
-        values.reshape(len(values), *lags, *sizes).astype(np.float32, copy=False),
-        dims=("target", *["delay"] * len(lags), *axes),
+        values.reshape(len(values), *sizes).astype(np.float32, copy=False),
+        dims=("target", *axes),
         coords=coords,
-        attrs={
-            key: value
-            for key, value in {**features.attrs, **layout}.items()
-            if key in (*KEPT_ATTRS, *LAYOUT[2:])
-        },
+        attrs={key: attrs[key] for key in (*KEPT_ATTRS, *LAYOUT[2:]) if key in attrs},
     )
     return weights.transpose(..., "channel", "y", "x") if "y" in axes else weights
 
 
-def _target_coords(
-    responses: xr.DataArray | None, chosen: np.ndarray, values: np.ndarray
-) -> dict[str, Any]:
+def _target_coords(responses: xr.DataArray | None, chosen: np.ndarray) -> dict[str, Any]:
     """Return what the responses say of the chosen targets."""
     if responses is None:
         return {}

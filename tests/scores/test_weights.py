@@ -298,6 +298,18 @@ def test_targets_that_the_model_of_a_kernel_left_out(backbone, both):
     np.testing.assert_allclose(found[[0, 1, 2, 4]], whole[[0, 1, 2, 4]], atol=1e-6)
 
 
+class Sideways(Ridge):
+    """Has its weights with targets along the second axis, as some libraries do."""
+
+    def fit(self, X, y):
+        super().fit(X, y)
+        self.coef_ = self.coef_.T
+        return self
+
+    def predict(self, X):
+        return X @ self.coef_ + self.intercept_
+
+
 def test_models_and_features_that_have_no_weights(both):
     features, kernel, responses = both
     model = RidgeCV([1.0], device="cpu").fit(features.values, responses.values)
@@ -313,6 +325,13 @@ def test_models_and_features_that_have_no_weights(both):
     with pytest.raises(SchemaError, match=r"rows are 4 x 12 x 12 .* have 100 features"):
         feature_weights(fewer, some)
     assert feature_weights(fewer, without_layout(some)).dims == ("target", "feature")
+    square = Sideways(1.0).fit(features.values[:, :5].astype(float), responses.values)
+    with pytest.raises(SchemaError, match="5 of 5 targets do not predict"):
+        feature_weights(square, without_layout(features[:, :5]))
+    banded = fitted_to(kernel, responses)
+    del banded.dual_coef_
+    with pytest.raises(ValueError, match="KernelRidgeCV, which has none"):
+        feature_weights(banded, kernel)
     for targets in ([5], [-1], [], [0.5], 3):
         with pytest.raises(ValueError, match="whole numbers from 0 to 4"):
             feature_weights(model, features, targets=targets)
