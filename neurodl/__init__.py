@@ -44,7 +44,13 @@ if TYPE_CHECKING:
         zscore_runs,
     )
     from neurodl.schema import check_features, check_responses, check_scores, is_kernel
-    from neurodl.scores import cross_validate, noise_ceiling, permutation_test
+    from neurodl.scores import (
+        cross_validate,
+        feature_weights,
+        noise_ceiling,
+        permutation_test,
+        weight_maps,
+    )
     from neurodl.stimuli import Stimuli
     from neurodl.study import load_study, run_study
 
@@ -81,7 +87,13 @@ _HOMES = {
         "extract_kernels",
     ),
     "neurodl.models": ("KernelRidgeCV", "RidgeCV"),
-    "neurodl.scores": ("cross_validate", "noise_ceiling", "permutation_test"),
+    "neurodl.scores": (
+        "cross_validate",
+        "feature_weights",
+        "noise_ceiling",
+        "permutation_test",
+        "weight_maps",
+    ),
     "neurodl.reports": ("report",),
     "neurodl.study": ("load_study", "run_study"),
 }

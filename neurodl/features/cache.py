@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
@@ -20,7 +21,7 @@ from zarr.codecs import ZstdCodec
 from neurodl.errors import StorageError
 
 ROWS_PER_CHUNK = 64
-FORMAT = 1
+FORMAT = 2
 
 
 def cache_folder(cache: str | Path | None = None) -> Path:
@@ -45,7 +46,7 @@ class FeatureCache:
 
     Attributes
     ----------
-    noted : dict of str to int
+    noted : dict of str to numbers, text, lists or dicts of them
         What is learned with the values and kept beside them; set before the first `write`.
     """
 
@@ -54,7 +55,7 @@ class FeatureCache:
         self.path = folder / "features" / hashlib.sha256(text.encode()).hexdigest()[:32]
         self.key = dict(key)
         self.n_rows = n_rows
-        self.noted: dict[str, int] = {}
+        self.noted: dict[str, Any] = {}
 
     @property
     def n_chunks(self) -> int:
@@ -100,9 +101,9 @@ class FeatureCache:
             config={"write_empty_chunks": True},
         )
 
-    def read_noted(self, name: str) -> int:
+    def read_noted(self, name: str) -> Any:
         """Return what was noted as `name` when the first chunk was written."""
-        return int(str(zarr.open_array(self.path, mode="r").attrs[name]))
+        return zarr.open_array(self.path, mode="r").attrs[name]
 
     def read_chunk(self, chunk: int) -> np.ndarray | None:
         """Return one chunk, shape (n_rows of the chunk, n_features), or None if it is not there.

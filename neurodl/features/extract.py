@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -18,6 +19,7 @@ from neurodl.features.forward import (
     readable_ids,
 )
 from neurodl.features.pca import StreamedPCA
+from neurodl.features.pool import without_layout
 from neurodl.features.reduce import (
     Projector,
     SparseProjection,
@@ -110,7 +112,7 @@ def extract_features(
             values[name] if kept.all() else values[name][kept],
             dims=("stimulus", "feature"),
             coords={"stimulus": ids},
-            attrs=work.attrs(name),
+            attrs=work.attrs(name, values[name].shape[1]),
         )
         for name in run.layers
     }
@@ -153,7 +155,7 @@ def concatenate_features(
             join="exact",
             combine_attrs="drop_conflicts",
         )
-    return {name: joined.assign_attrs(layer="+".join(layers))}
+    return {name: without_layout(joined).assign_attrs(layer="+".join(layers))}
 
 
 def _summed(kernels: list[xr.DataArray]) -> xr.DataArray:
@@ -184,13 +186,24 @@ class _Extraction:
         self.run = run
         self.projector = projection and Projector(projection, len(run.stimuli))
 
-    def attrs(self, layer: str) -> dict[str, str | int]:
+    def attrs(self, layer: str, n_features: int) -> dict[str, Any]:
         """Return what is stored with a layer's features."""
-        attrs = self.run.attrs(layer)
+        attrs, layout = self.run.attrs(layer), self.run.layouts[layer]
         if self.projector is None:
-            return attrs
-        noted = {"n_unreduced": self.projector.n_unreduced[layer]}
-        return {**attrs, "reduce": self.projector.text, **noted}
+            return attrs | layout
+        n_unreduced = self.projector.n_unreduced[layer]
+        projected = {"reduce": self.projector.text, "n_unreduced": n_unreduced}
+        return attrs | projected | (layout if n_features == n_unreduced else {})
+
+    def _note(self, cache: FeatureCache, layer: str) -> None:
+        cache.noted = {"layout": self.run.layouts[layer]}
+        if self.projector is not None:
+            cache.noted["n_unreduced"] = self.projector.n_unreduced[layer]
+
+    def _take_noted(self, cache: FeatureCache, layer: str) -> None:
+        self.run.layouts[layer] = cache.read_noted("layout")
+        if self.projector is not None:
+            self.projector.n_unreduced[layer] = cache.read_noted("n_unreduced")
 
     def memory(self) -> dict[str, np.ndarray]:
         """Compute all rows without a cache."""
@@ -207,9 +220,8 @@ class _Extraction:
         for _ in range(2):
             found = {name: cache.read() for name, cache in caches.items()}
             if all(values is not None for values in found.values()):
-                if self.projector is not None:
-                    for name, cache in caches.items():
-                        self.projector.n_unreduced[name] = cache.read_noted("n_unreduced")
+                for name, cache in caches.items():
+                    self._take_noted(cache, name)
                 return {name: values for name, values in found.items() if values is not None}
             missing = [
                 chunk
@@ -218,7 +230,6 @@ class _Extraction:
             ]
             for chunk, rows in self.run.chunks(missing, self.projector):
                 for name, cache in caches.items():
-                    if self.projector is not None:
-                        cache.noted = {"n_unreduced": self.projector.n_unreduced[name]}
+                    self._note(cache, name)
                     cache.write(chunk, rows[name])
         raise NeurodlError(f"The feature cache in {folder} cannot be read back; remove it.")

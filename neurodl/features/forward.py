@@ -91,6 +91,11 @@ class ForwardPass:
 
     The same chunk makes the same batches in every pass, so that a stimulus has the same features
     each time it is passed.
+
+    Attributes
+    ----------
+    layouts : dict of str to dict
+        See `Taps`; known once a batch was passed, or taken from a cache.
     """
 
     def __init__(
@@ -105,6 +110,7 @@ class ForwardPass:
     ) -> None:
         self.backbone, self.stimuli, self.layers = backbone, stimuli, layers
         self.pool, self.device, self.amp = pool, device, amp
+        self.layouts: dict[str, dict[str, Any]] = {}
         auto = ROWS_PER_CHUNK if device.type == "cuda" else 16
         self.batch_size = auto if batch_size == "auto" else int(batch_size)
         if self.batch_size < 1:
@@ -246,6 +252,7 @@ class ForwardPass:
         batch = torch.cat(inputs) if framewise else torch.stack(inputs)
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=self.amp):
             pooled = taps.run(module, batch.to(self.device))
+        self.layouts |= taps.layouts
         if framewise:
             lengths = [len(one) for one in inputs]
             pooled = {

@@ -114,6 +114,7 @@ def extract_kernels(
             coords={"stimulus": ids, "feature": ids},
             attrs={
                 **run.attrs(name),
+                **run.layouts[name],
                 "kind": "kernel",
                 "n_features": work.n_features[name],
                 "centred": CENTRED,
@@ -197,6 +198,7 @@ class _Kernels:
             own = slice(chunk * ROWS_PER_CHUNK, (chunk + 1) * ROWS_PER_CHUNK)
             kernel[own], kernel[:, own] = rows, rows.T
         self.n_features[name] = cache.read_noted("n_features")
+        self.run.layouts[name] = cache.read_noted("layout")
         return self.run.n_chunks
 
     def _keep(self, name: str, block: range) -> None:
@@ -204,7 +206,10 @@ class _Kernels:
         if name not in self.caches:
             return
         cache = self.caches[name]
-        cache.noted = {"n_features": self.n_features[name]}
+        cache.noted = {
+            "n_features": self.n_features[name],
+            "layout": self.run.layouts[name],
+        }
         for chunk in block:
             cache.write(
                 chunk,

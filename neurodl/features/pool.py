@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 
 import torch
+import xarray as xr
 from torch.nn import functional
 
 from neurodl.errors import UnknownNameError, did_you_mean
 
+LAYOUT = ("feature_axes", "feature_shape", "n_prefix_tokens", "input_size")  # attrs; see `Taps`
 POOLS = ("flatten", "avg", "max", "cls", "mean_patch", "spatial:7")
 
 
@@ -27,6 +29,13 @@ def check_pool(pool: str) -> str:
         f"`pool` must be one of {POOLS} (with any grid size after 'spatial:'), but got {pool!r}. "
         f"{did_you_mean(pool, POOLS)}"
     )
+
+
+def without_layout(features: xr.DataArray) -> xr.DataArray:
+    """Return features without the attrs that say how a row is laid out, which no longer holds."""
+    features = features.copy(deep=False)
+    features.attrs = {key: value for key, value in features.attrs.items() if key not in LAYOUT}
+    return features
 
 
 def pool_output(
@@ -60,19 +69,48 @@ def pool_output(
     >>> pool_output(torch.ones(2, 8, 14, 14), "spatial:7").shape
     torch.Size([2, 392])
     """
+    _, values = pool_to_axes(
+        output, pool, n_prefix_tokens=n_prefix_tokens, channels_last=channels_last
+    )
+    return values.flatten(1)
+
+
+def pool_to_axes(
+    output: torch.Tensor, pool: str, *, n_prefix_tokens: int, channels_last: bool
+) -> tuple[tuple[str, ...], torch.Tensor]:
+    """Return what `pool_output` returns before its axes are joined to one row, and their names.
+
+    Returns
+    -------
+    names : tuple of str
+        ``("channel", "y", "x")`` of maps, ``("token", "channel")`` of tokens, or ``("feature",)``.
+    values : torch.Tensor, shape (n, *sizes), float32
+        One axis per name; own memory.
+    """
     output = output.detach()
     if pool == "cls":
-        return _class_token(output, n_prefix_tokens)
+        return ("feature",), _class_token(output, n_prefix_tokens)
     if output.ndim <= 2 or pool == "flatten":
-        return output.flatten(1).float().clone()
+        names = _names(output.ndim, channels_last)
+        values = output.float().clone()
+        return names, values if len(names) == output.ndim - 1 else values.flatten(1)
     maps = _as_map(output, n_prefix_tokens, channels_last).float()
     if pool == "max":
-        return maps.flatten(2).amax(-1)
-    if pool in ("avg", "mean_patch"):
-        return maps.flatten(2).mean(-1)
-    side = int(pool.partition(":")[2])
-    height, width = (min(side, extent) for extent in maps.shape[2:])
-    return functional.adaptive_avg_pool2d(maps, (height, width)).flatten(1).clone()
+        maps = maps.flatten(2).amax(-1)[..., None, None]
+    elif pool in ("avg", "mean_patch"):
+        maps = maps.flatten(2).mean(-1)[..., None, None]
+    else:
+        side = int(pool.partition(":")[2])
+        height, width = (min(side, extent) for extent in maps.shape[2:])
+        maps = functional.adaptive_avg_pool2d(maps, (height, width)).clone()
+    return ("channel", "y", "x"), maps
+
+
+def _names(n_axes: int, channels_last: bool) -> tuple[str, ...]:
+    """Return what the axes of a layer's output are, after the first."""
+    if n_axes == 4:
+        return ("y", "x", "channel") if channels_last else ("channel", "y", "x")
+    return {3: ("token", "channel"), 5: ("channel", "time", "y", "x")}.get(n_axes, ("feature",))
 
 
 def _class_token(output: torch.Tensor, n_prefix_tokens: int) -> torch.Tensor:

@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from neurodl.errors import PairingError, UnknownNameError, listed
 from neurodl.features.pca import StreamedPCA
+from neurodl.features.pool import without_layout
 from neurodl.stimuli import Stimuli
 
 
@@ -244,5 +245,5 @@ def to_components(
         fitted.transform(features.values),
         dims=features.dims,
         coords={"stimulus": features["stimulus"].values},
-        attrs={**features.attrs, "reduce": text, "n_unreduced": features.shape[1]},
+        attrs={**without_layout(features).attrs, "reduce": text, "n_unreduced": features.shape[1]},
     )

@@ -9,7 +9,7 @@ from torch import nn
 
 from neurodl.backbones import Backbone
 from neurodl.errors import UnknownNameError, listed
-from neurodl.features.pool import pool_output
+from neurodl.features.pool import pool_to_axes
 
 
 class _StopForward(Exception):
@@ -21,6 +21,13 @@ class Taps:
 
     A module that is called several times in a pass gives its last output; how often each is
     called is counted in a first, whole pass.
+
+    Attributes
+    ----------
+    layouts : dict of str to dict
+        How a row of each layer is laid out, as attrs: feature_axes and feature_shape, the names
+        and sizes of its axes, the last one fastest; input_size, the height and width of the
+        network's input; n_prefix_tokens, where there are tokens.
     """
 
     def __init__(self, backbone: Backbone, layers: list[str], pool: str) -> None:
@@ -28,6 +35,8 @@ class Taps:
         self.calls: dict[str, int] = {}
         self.expected: dict[str, int] | None = None
         self.pooled: dict[str, torch.Tensor] = {}
+        self.layouts: dict[str, dict[str, Any]] = {}
+        self._input_size: list[int] = []
         self._handles: list[Any] = []
 
     def __enter__(self) -> Taps:
@@ -43,6 +52,7 @@ class Taps:
     def run(self, module: nn.Module, batch: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the pooled layers of one batch."""
         self.calls, self.pooled = dict.fromkeys(self.layers, 0), {}
+        self._input_size = list(batch.shape[-2:])
         try:
             module(batch)
         except _StopForward:
@@ -60,16 +70,27 @@ class Taps:
         def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
             self.calls[name] += 1
             if self.expected is None or self.calls[name] == self.expected[name]:
-                self.pooled[name] = pool_output(
+                axes, values = pool_to_axes(
                     _tensor(output, name),
                     self.pool,
                     n_prefix_tokens=self.backbone.n_prefix_tokens,
                     channels_last=self.backbone.is_channels_last(name),
                 )
+                self.pooled[name] = values.flatten(1)
+                self.layouts[name] = self._layout(axes, values)
             if self.calls == self.expected:
                 raise _StopForward
 
         return keep
+
+    def _layout(self, axes: tuple[str, ...], values: torch.Tensor) -> dict[str, Any]:
+        layout = {
+            "feature_axes": " ".join(axes),
+            "feature_shape": list(values.shape[1:]),
+            "input_size": self._input_size,
+        }
+        tokens = {"n_prefix_tokens": self.backbone.n_prefix_tokens} if "token" in axes else {}
+        return layout | tokens
 
 
 def _tensor(output: Any, name: str) -> torch.Tensor:

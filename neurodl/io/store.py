@@ -1,4 +1,4 @@
-"""Saving and loading: scores and responses as .nc, features as .zarr; never half a file."""
+"""Saving and loading: scores as .nc, features as .zarr, models as .safetensors; never half."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import xarray as xr
 from neurodl.errors import FileFormatError, MissingFileError, StorageError
 from neurodl.schema import SCORE_VARIABLES, check_features, check_scores
 
-Storable = xr.DataArray | xr.Dataset | Mapping[str, xr.DataArray]
+MODEL = ".safetensors"
 NOT_WRITABLE = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPERM
 )  # fmt: skip
@@ -56,26 +56,39 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def save(obj: Storable, path: str | Path) -> Path:
-    """Save scores or responses to ``.nc`` or features to ``.zarr``, whole or not at all.
+def save(obj: Any, path: str | Path) -> Path:
+    """Save scores or responses, features, or a model, whole or not at all.
 
     Parameters
     ----------
-    obj : xarray.Dataset, xarray.DataArray or mapping of layer to xarray.DataArray
+    obj : xarray.Dataset, xarray.DataArray, mapping of layer to xarray.DataArray, or estimator
+        A model of neurodl, fitted or not: its parameters and what it learned, as tensors and text.
     path : str or Path
-        Ends in ``.nc`` for a Dataset or DataArray, in ``.zarr`` for features by layer.
+        Ends in ``.nc`` for a Dataset or DataArray, in ``.zarr`` for features by layer, in
+        ``.safetensors`` for a model.
 
     Returns
     -------
     Path
         Where it was saved.
+
+    Raises
+    ------
+    ValueError
+        The path ends otherwise, or `obj` is nothing of these.
+    StorageError
+        See `atomic_path`.
     """
     path = Path(path)
-    kind = ".zarr" if isinstance(obj, Mapping) and not isinstance(obj, xr.Dataset) else ".nc"
+    kind = _suffix(obj)
     if path.suffix != kind:
         raise ValueError(f"A {type(obj).__name__} is saved to '*{kind}', but got {path.name!r}.")
     with atomic_path(path) as temporary:
-        if isinstance(obj, (xr.Dataset, xr.DataArray)):
+        if kind == MODEL:
+            from neurodl.io.models import write_model
+
+            write_model(obj, temporary)
+        elif isinstance(obj, (xr.Dataset, xr.DataArray)):
             # Encoded in memory first: HDF5 can crash the process when a disk fills up under it.
             content = obj.to_netcdf(engine="h5netcdf", encoding=_compression(obj))
             temporary.write_bytes(content)
@@ -86,6 +99,20 @@ def save(obj: Storable, path: str | Path) -> Path:
     return path
 
 
+def _suffix(obj: Any) -> str:
+    """Return how the name of an object's file ends."""
+    if isinstance(obj, (xr.Dataset, xr.DataArray)):
+        return ".nc"
+    if isinstance(obj, Mapping):
+        return ".zarr"
+    if hasattr(obj, "get_params") and not isinstance(obj, type):
+        return MODEL
+    raise ValueError(
+        "What can be saved are scores, responses, features by layer and models, but got "
+        f"{type(obj).__name__}."
+    )
+
+
 def _compression(obj: xr.DataArray | xr.Dataset) -> dict[Any, dict[str, Any]]:
     if isinstance(obj, xr.DataArray):
         return {}
@@ -93,21 +120,35 @@ def _compression(obj: xr.DataArray | xr.Dataset) -> dict[Any, dict[str, Any]]:
     return {name: {"compression": "gzip", "compression_opts": 1} for name in big}
 
 
-def load(path: str | Path) -> Any:
+def load(path: str | Path, *, device: str | None = None) -> Any:
     """Load what `save` wrote.
+
+    Parameters
+    ----------
+    path : str or Path
+    device : str, optional
+        Where a model predicts, in place of its own parameter; see `resolve_device`.
 
     Returns
     -------
-    xarray.Dataset, xarray.DataArray or dict of str to xarray.DataArray
+    xarray.Dataset, xarray.DataArray, dict of str to xarray.DataArray, or estimator
 
     Raises
     ------
     MissingFileError, FileFormatError
         The file does not exist, is damaged, or was not written by `save`.
+    DeviceError
+        The device of a model is not there.
     """
     path = Path(path)
     if not path.exists():
         raise MissingFileError(f"{path} does not exist.")
+    if path.suffix == MODEL:
+        from neurodl.io.models import read_model
+
+        return read_model(path, device)
+    if device is not None:
+        raise ValueError(f"`device` is for models, in '*{MODEL}', but got {path.name!r}.")
     try:
         if path.suffix == ".zarr":
             return _load_features(path)
@@ -122,9 +163,36 @@ def load(path: str | Path) -> Any:
     return dataset
 
 
+def read_attrs(path: str | Path) -> list[dict[str, Any]]:
+    """Return the attrs of each array that `save` wrote to a file, without reading values.
+
+    Raises
+    ------
+    FileFormatError
+        The file is damaged, or was not written by `save`.
+    """
+    path = Path(path)
+    found = []
+    try:
+        if path.suffix == ".zarr":
+            for group in _layer_groups(path):
+                with xr.open_dataset(path, group=group, engine="zarr") as dataset:
+                    found.append(dict(dataset["features"].attrs))
+        else:
+            with xr.open_dataset(path, engine="h5netcdf") as dataset:
+                found += [dict(array.attrs) for array in dataset.data_vars.values()]
+    except (OSError, ValueError, KeyError) as error:
+        raise FileFormatError(f"Cannot read {path}: {error}") from error
+    return found
+
+
+def _layer_groups(path: Path) -> list[str]:
+    return sorted(folder.name for folder in path.glob("layer*"))
+
+
 def _load_features(path: Path) -> dict[str, xr.DataArray]:
     features = {}
-    for group in sorted(folder.name for folder in path.glob("layer*")):
+    for group in _layer_groups(path):
         dataset = xr.load_dataset(path, group=group, engine="zarr")
         features[str(dataset.attrs["layer"])] = dataset["features"].rename(None)
     return check_features(features)

@@ -1,8 +1,16 @@
-"""Scores: cross-validated predictivity, its folds and its ceiling."""
+"""Scores: cross-validated predictivity, its folds and its ceiling, and what models weigh."""
 
 from neurodl.scores.ceiling import noise_ceiling
 from neurodl.scores.crossval import cross_validate
 from neurodl.scores.splits import make_splits
 from neurodl.scores.stats import permutation_test
+from neurodl.scores.weights import feature_weights, weight_maps
 
-__all__ = ["cross_validate", "make_splits", "noise_ceiling", "permutation_test"]
+__all__ = [
+    "cross_validate",
+    "feature_weights",
+    "make_splits",
+    "noise_ceiling",
+    "permutation_test",
+    "weight_maps",
+]

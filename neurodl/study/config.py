@@ -11,18 +11,10 @@ from typing import Any
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
-from neurodl.backbones import list_backbones
 from neurodl.errors import ConfigError, MissingFileError, did_you_mean, listed
+from neurodl.study.conflicts import conflicts, kinds, place, used_keys
+from neurodl.study.models import model_keys
 from neurodl.study.sections import FILE, SPECIAL, FeaturesSection, Section, Study
-
-# What a [[features]] entry may say, by where its features come from.
-USED_KEYS = {
-    "backbone": (
-        "weights", "pretrained", "seed", "layers", "pool", "transform", "options", "concatenate",
-    ),
-    "path": ("concatenate",),
-    "design": ("column", "delays"),
-}  # fmt: skip
 
 
 def load_study(path: str | Path) -> Study:
@@ -74,7 +66,7 @@ def parse_study(content: Mapping[str, Any], *, folder: Path, source: str = "The 
     except ValidationError as error:
         problems = _type_problems(error, content)
         raise ConfigError(_said(source, problems + list(_missing_files(content)))) from error
-    problems = [*_missing_files(content), *_conflicts(study), *_unknown_backbones(study)]
+    problems = [*_missing_files(content), *conflicts(study)]
     if problems:
         raise ConfigError(_said(source, problems))
     return study
@@ -84,18 +76,15 @@ def write_study(study: Study) -> str:
     """Return a study as the text of a study file, with every default that it uses written out."""
     content = study.model_dump(exclude_none=True)
     for table, entry in zip(content["features"], study.features, strict=True):
-        for key in set(table) - {*USED_KEYS[_kind(entry)], _kind(entry), "label"}:
+        for key in set(table) - {*used_keys(entry), kinds(entry)[0], "label"}:
             del table[key]
         if entry.weights:
             del table["pretrained"]
         if not entry.options:
             table.pop("options", None)
+    for key in set(content["model"]) - {"name", "pca", *model_keys(study.model)}:
+        del content["model"][key]
     return tomli_w.dumps(content)
-
-
-def _kind(entry: FeaturesSection) -> str:
-    """Return where features come from."""
-    return next(kind for kind in USED_KEYS if getattr(entry, kind))
 
 
 def _said(source: str, problems: list[str]) -> str:
@@ -108,7 +97,7 @@ def _type_problems(error: ValidationError, content: Mapping[str, Any]) -> list[s
     problems: dict[str, str] = {}
     for one in error.errors():
         section, number, key = _place(one["loc"])
-        where = _where(section, number, content)
+        where = place(section, number, content.get(section, ()))
         if one["type"] == "extra_forbidden" and key is None:
             known = [name for name in Study.model_fields]
             problem = f"[{section}]: there is no such section. {did_you_mean(section, known)}"
@@ -141,13 +130,6 @@ def _given(one: Any, key: str) -> str:
     place = [part for part in one["loc"] if isinstance(part, int)]
     inside = one["loc"][-1] != key and len(place) > (one["loc"][0] == "features")
     return f"{one['input']!r:.60}" + (" in it" if inside else "")
-
-
-def _where(section: str, number: int | None, content: Mapping[str, Any]) -> str:
-    if section != "features" or number is None:
-        return f"[{section}]"
-    several = len(content["features"]) > 1
-    return f"[[features]]{f' {number + 1}' if several else ''}"
 
 
 def _model(section: str) -> type[Section]:
@@ -184,7 +166,7 @@ def _nested(annotation: Any) -> list[Any]:
 
 def _names_files(section: str, key: str, value: Any) -> bool:
     """Return whether the value of a file key is file names: lists of ids or ROIs are not."""
-    if key in ("ids", "roi") and isinstance(value, list):
+    if key in ("ids", "roi", "reduce_fit") and isinstance(value, list):
         return False
     return isinstance(value, (str, list)) and value not in SPECIAL
 
@@ -229,64 +211,4 @@ def _missing_files(content: Mapping[str, Any]) -> Iterator[str]:
         nothing = f"Nor is there anything in {first.parent}."
         hint = did_you_mean(first.name, near) if near else nothing
         what = f"{first} does" if len(missing) == 1 else f"{listed(missing, 2)} do"
-        yield f"{_where(section, number, content)} {key}: {what} not exist. {hint}"
-
-
-def _conflicts(study: Study) -> Iterator[str]:
-    """Yield what does not go together."""
-    sources = [name for name in ("responses", "dataset", "bids") if getattr(study, name)]
-    if len(sources) != 1:
-        have = " and ".join(f"[{name}]" for name in sources) or "none of them"
-        choices = "[responses], [dataset] and [bids]"
-        yield f"one of {choices} says what was recorded, but there is {have}."
-    if study.dataset and study.stimuli:
-        yield "[stimuli] has no place beside [dataset], which brings its own."
-    if study.betas and not (study.bids or (study.responses and study.responses.events)):
-        yield "[betas] needs [bids], or [responses] with events."
-    content = {"features": study.features}
-    for number, entry in enumerate(study.features):
-        where = _where("features", number, content)
-        kinds = [name for name in USED_KEYS if getattr(entry, name)]
-        if len(kinds) != 1:
-            have = " and ".join(kinds) or "none of them"
-            yield f"{where}: give one of backbone, path and design, but there is {have}."
-            continue
-        yield from _unused_keys(where, kinds[0], entry)
-        if kinds[0] == "backbone" and not (study.stimuli or study.dataset):
-            yield f"{where} backbone: a network needs [stimuli] to look at."
-        if kinds[0] == "design" and (study.betas or study.dataset):
-            yield f"{where} design: it explains time series, but there is [betas] or [dataset]."
-        if kinds[0] == "design" and study.responses and not study.responses.events:
-            yield f"{where} design: it needs [responses] events."
-        if entry.design == "fir" and not entry.delays:
-            yield f"{where} delays: design = 'fir' needs lags, such as delays = [1, 2, 3, 4]."
-    labels = study.labels()
-    for label in sorted({label for label in labels if labels.count(label) > 1}):
-        n = labels.count(label)
-        yield f"[[features]] label: {label!r} names {n} entries; give each a label."
-
-
-def _unused_keys(where: str, kind: str, entry: FeaturesSection) -> Iterator[str]:
-    """Yield the keys that say nothing for this kind of features."""
-    for key in sorted(entry.model_fields_set - {*USED_KEYS[kind], kind, "label"}):
-        yield f"{where} {key}: it says nothing beside {kind}; leave it out."
-    if entry.path and not entry.path.endswith((".zarr", ".nc")):
-        yield f"{where} path: features are read from .zarr or .nc, but this is {entry.path}."
-    if kind == "backbone" and entry.weights and "pretrained" in entry.model_fields_set:
-        yield f"{where} pretrained: the weights come from a file; leave it out."
-    if kind == "backbone" and entry.seed is not None and (entry.pretrained or entry.weights):
-        yield f"{where} seed: it is for untrained networks, with pretrained = false; leave it out."
-    if entry.design in ("glover", "spm") and entry.delays:
-        yield f"{where} delays: they go with design = 'fir', not with an HRF."
-
-
-def _unknown_backbones(study: Study) -> Iterator[str]:
-    named = [(n, entry.backbone) for n, entry in enumerate(study.features) if entry.backbone]
-    if not named:
-        return
-    known = list_backbones()
-    for number, name in named:
-        published = name.rpartition(".")[0] if name.startswith("torchvision:") else name
-        if name not in known and published not in known:
-            where = _where("features", number, {"features": study.features})
-            yield f"{where} backbone: there is no {name!r}. {did_you_mean(name, known)}"
+        yield f"{place(section, number, content.get(section, ()))} {key}: {what} not exist. {hint}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from neurodl import __version__
+from neurodl.study.models import MODELS, model_arguments
 from neurodl.study.sections import FeaturesSection, Study
 
 LINE = 92
@@ -31,7 +32,8 @@ def analysis_script(study: Study) -> str:
         [
             f'"""Analysis of the study "{name}", written by neurodl {__version__}.\n\n'
             'Run it to compute the scores again and to write a report beside this file.\n"""',
-            "from pathlib import Path\n\nimport neurodl as ndl",
+            "from pathlib import Path\n\nimport neurodl as ndl"
+            + ("\nfrom sklearn.pipeline import make_pipeline" if study.model.pca else ""),
             *parts,
             'if __name__ == "__main__":\n'
             f"    report = ndl.report(scores, experiment, title={_quoted(title)})\n"
@@ -101,10 +103,9 @@ def _experiment(study: Study) -> str:
     stimuli: dict[str, Any] = {}
     if study.stimuli:
         shown = study.stimuli
-        ids = Name(f"Path({shown.ids!r}).read_text().splitlines()")
         stimuli = _given(
             stimuli=shown.path,
-            stimuli_ids=ids if isinstance(shown.ids, str) else shown.ids,
+            stimuli_ids=_ids(shown.ids),
             stimuli_key=shown.key,
             n_frames=shown.n_frames,
             value_range=shown.value_range,
@@ -122,6 +123,11 @@ def _experiment(study: Study) -> str:
     return "experiment = " + call(
         "ndl.Experiment.from_files", **stimuli, responses=options.pop("path"), **options, **common
     )
+
+
+def _ids(ids: str | list[str] | None) -> Any:
+    """Return ids as an argument: a list, or what reads the file that has one per line."""
+    return Name(f"Path({ids!r}).read_text().splitlines()") if isinstance(ids, str) else ids
 
 
 def _betas(study: Study) -> dict[str, Any] | None:
@@ -166,7 +172,7 @@ def _plain(label: str) -> bool:
 
 
 def _extraction(entry: FeaturesSection, study: Study) -> list[str]:
-    """Return the lines that load a network and extract its features."""
+    """Return the lines that load a network and extract its features or kernels."""
     options = _given(
         weights=entry.weights,
         pretrained=None if entry.pretrained else False,
@@ -177,6 +183,9 @@ def _extraction(entry: FeaturesSection, study: Study) -> list[str]:
     extraction = _given(
         layers=entry.layers,
         pool=entry.pool,
+        reduce=None if entry.reduce == "none" else entry.reduce,
+        reduce_fit=_ids(entry.reduce_fit),
+        memory=entry.memory if entry.kernel else None,
         device=run.device,
         batch_size=run.batch_size,
         amp=run.amp,
@@ -187,7 +196,7 @@ def _extraction(entry: FeaturesSection, study: Study) -> list[str]:
         "backbone = " + call("ndl.load_backbone", entry.backbone, **options, **entry.options),
         "layers = "
         + call(
-            "ndl.extract_features",
+            "ndl.extract_kernels" if entry.kernel else "ndl.extract_features",
             Name("backbone"),
             Name("experiment.stimuli"),
             **extraction,
@@ -195,25 +204,31 @@ def _extraction(entry: FeaturesSection, study: Study) -> list[str]:
     ]
 
 
+def _model(study: Study) -> str:
+    """Return the expression that makes the model, behind its principal components if it has any."""
+    (_, first), *others = model_arguments(study.model).items()
+    device = study.run.device
+    model = call(
+        f"ndl.{MODELS[study.model.name].estimator}",
+        first,
+        **dict(others),
+        device=device,
+        seed=study.study.seed,
+    )
+    if study.model.pca is None:
+        return model
+    pca = call("ndl.StreamedPCA", study.model.pca, device=device)
+    return call("make_pipeline", Name(pca), Name(model))
+
+
 def _scores(study: Study) -> str:
     """Return the lines that cross-validate."""
-    chosen, seed = study.model, study.study.seed
-    model = call(
-        "ndl.RidgeCV",
-        chosen.alphas,
-        cv=chosen.cv,
-        scoring=chosen.scoring,
-        standardize=chosen.standardize,
-        sd_floor=chosen.sd_floor,
-        device=study.run.device,
-        seed=seed,
-    )
     responses = "experiment.responses"
     if study.dataset and study.dataset.stack:
         responses = f"ndl.stack_repeats({responses})"
     dropped = study.run.unpaired == "drop" or study.run.on_unreadable == "skip"
     lines = [
-        f"model = {model}",
+        f"model = {_model(study)}",
         "scores = "
         + call(
             "ndl.cross_validate",
@@ -222,7 +237,7 @@ def _scores(study: Study) -> str:
             Name(responses),
             cv=study.cv.folds,
             groups=study.cv.groups,
-            seed=seed,
+            seed=study.study.seed,
             repeats_across_folds=study.cv.repeats_across_folds,
             unpaired="drop" if dropped else "error",
         ),

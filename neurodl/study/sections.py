@@ -120,7 +120,14 @@ class FeaturesSection(Section):
     pretrained: bool = _key("true, or false for an untrained control", True)
     seed: int | None = _key("a whole number: the seed of untrained weights")
     layers: str | list[str] | None = _key("a list of dotted module names")
-    pool: str = _key("how maps are pooled, such as 'spatial:7'", "spatial:7")
+    kernel: bool = _key("true: the kernel of whole feature maps, in place of features", False)
+    memory: float | Literal["auto"] = _key("'auto' or a number: of a kernel's block [GiB]", "auto")
+    pool: str = Field(
+        description="how maps are pooled, such as 'spatial:7'; by default kernels do not",
+        default_factory=lambda given: "flatten" if given.get("kernel") else "spatial:7",
+    )
+    reduce: str = _key("'none', 'sparse:5000', 'sparse:auto' or 'pca:100'", "none")
+    reduce_fit: Files | None = _key("of 'pca': a text file or a list of training stimuli's ids")
     transform: dict[str, Any] | None = _key("a table of values that replace the weights' own")
     options: dict[str, Any] = _key("a table of options of the network", {})
     concatenate: bool = _key("true adds a layer 'all' with all others side by side", False)
@@ -133,14 +140,47 @@ class FeaturesSection(Section):
 
 
 class ModelSection(Section):
-    """The encoding model."""
+    """The encoding model; which keys it has depends on its name."""
 
-    name: Literal["ridge"] = _key("'ridge'", "ridge")
-    alphas: Literal["auto"] | list[float] = _key("'auto' or a list of numbers", "auto")
+    name: Literal[
+        "ridge",
+        "kernel_ridge",
+        "banded_ridge",
+        "stacked_ridge",
+        "pls",
+        "reduced_rank_ridge",
+        "fractional_ridge",
+    ] = _key(
+        "'ridge', 'kernel_ridge', 'banded_ridge', 'stacked_ridge', 'pls', 'reduced_rank_ridge' or "
+        "'fractional_ridge'",
+        "ridge",
+    )
+    pca: int | None = _key("a whole number: principal components, fitted in each fold, come first")
+    alphas: Literal["auto"] | list[float] = _key("'auto' or a list of numbers: penalties", "auto")
     cv: int = _key("a whole number: inner folds", 5)
     scoring: Literal["r2", "r"] = _key("'r2' or 'r'", "r2")
     standardize: bool = _key("true or false", True)
     sd_floor: float = _key("a number: see RidgeCV", 0.1)
+    delays: list[int] | None = _key("a list of whole numbers: lags of features [samples]")
+    centre: Literal["all", "runs"] = _key("'all' or 'runs': whose mean is taken off", "all")
+    kernel: Literal["linear", "rbf", "cosine", "precomputed"] = Field(
+        description="'linear', 'rbf', 'cosine', or 'precomputed' for features that are kernels",
+        default_factory=lambda given: "rbf" if given.get("name") == "kernel_ridge" else "linear",
+    )
+    gamma: float | Literal["auto"] = _key("'auto' or a number: the width of 'rbf'", "auto")
+    bands: list[int] | list[str] | None = _key("a list: see BandedRidgeCV")
+    n_candidates: int | None = _key("a whole number: see BandedRidgeCV")
+    combine: Literal["stack", "select"] = _key("'stack' or 'select': see StackedRidgeCV", "stack")
+    n_components: Literal["auto"] | int | list[int] = _key(
+        "'auto', a whole number or a list of them: see PLS", "auto"
+    )
+    targets: Literal["joint", "each"] = _key("'joint' or 'each': see PLS", "joint")
+    ranks: Literal["auto"] | int | list[int] = _key(
+        "'auto', a whole number or a list of them: see ReducedRankRidgeCV", "auto"
+    )
+    fractions: Literal["auto"] | list[float] = _key(
+        "'auto' or a list of numbers from 0 to 1: see FractionalRidgeCV", "auto"
+    )
 
 
 class CvSection(Section):

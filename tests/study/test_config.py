@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 
 import neurodl as ndl
 from neurodl.errors import ConfigError, MissingFileError
@@ -22,9 +23,21 @@ VALID = {
 }
 
 
+PRECOMPUTED = {"name": "kernel_ridge", "kernel": "precomputed"}
+
+
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with the files that VALID names."""
+    """A folder with the files that VALID names, and some features and kernels."""
+    ids = list("abcdef")
+    features = xr.DataArray(
+        np.eye(6, dtype=np.float32), dims=("stimulus", "feature"), coords={"stimulus": ids}
+    )
+    kernel = features.assign_coords(feature=ids).assign_attrs(kind="kernel")
+    ndl.save({"mine": features}, tmp_path / "features.zarr")
+    ndl.save({"mine": kernel}, tmp_path / "kernels.zarr")
+    ndl.save(kernel, tmp_path / "kernel.nc")
+    (tmp_path / "damaged.nc").write_bytes(b"nothing")
     np.savez(tmp_path / "images.npz", images=np.zeros((6, 8, 8), np.uint8))
     np.save(tmp_path / "responses.npy", np.zeros((2, 6), np.float32))
     (tmp_path / "events.tsv").write_text("onset\tduration\ttrial_type\n0\t1\ta\n")
@@ -109,6 +122,42 @@ def test_paths_are_relative_to_the_file_and_defaults_are_filled_in(folder):
         ({"responses": None, "dataset": {"name": "simulated"}},
          "[stimuli] has no place beside [dataset], which brings its own."),
         ({"betas": {}}, "[betas] needs [bids], or [responses] with events."),
+        ({"features": [{"backbone": "pixels", "kernel": True}]},
+         "[[features]] kernel: kernels go with a model of kernels: [model] name = 'kernel_ridge' "
+         "and kernel = 'precomputed'."),
+        ({"model": PRECOMPUTED},
+         "[[features]] kernel: [model] kernel = 'precomputed' takes kernels, but these are "
+         "features: say kernel = true here, or choose another kernel there."),
+        ({"features": [{"design": "glover"}], "responses": {"events": "events.tsv"},
+          "model": PRECOMPUTED},
+         "[[features]] kernel: [model] kernel = 'precomputed' takes kernels, but these are "
+         "features: a design has none"),
+        ({"features": [{"path": "features.zarr"}], "model": PRECOMPUTED},
+         "[[features]] path: [model] kernel = 'precomputed' takes kernels, but these are features: "
+         "give the path of kernels"),
+        ({"features": [{"path": "kernels.zarr"}]},
+         "[[features]] path: kernels go with a model of kernels"),
+        ({"features": [{"path": "kernel.nc"}]},
+         "[[features]] path: kernels go with a model of kernels"),
+        ({"features": [{"path": "damaged.nc"}]}, "[[features]] path: Cannot read"),
+        ({"features": [{"backbone": "pixels", "kernel": True, "reduce": "sparse:9"}]},
+         "[[features]] reduce: it says nothing beside kernel = true; leave it out."),
+        ({"features": [{"backbone": "pixels", "memory": 2.0}]},
+         "[[features]] memory: it goes with kernel = true; leave it out."),
+        ({"features": [{"backbone": "pixels", "kernel": True, "memory": -1}], "model": PRECOMPUTED},
+         "[[features]] memory: expected a number of GiB > 0, but got -1.0."),
+        ({"features": [{"backbone": "pixels", "reduce": "spars:9"}]},
+         "[[features]] reduce: expected 'none', 'sparse:5000', 'sparse:auto' or 'pca:100', but got "
+         "'spars:9'."),
+        ({"features": [{"backbone": "pixels", "reduce": "pca:9"}]},
+         "[[features]] reduce_fit: 'pca' of all stimuli would let the test stimuli shape"),
+        ({"features": [{"backbone": "pixels", "reduce_fit": ["a"]}]},
+         "[[features]] reduce_fit: it goes with reduce = 'pca:100'; leave it out."),
+        ({"features": [{"backbone": "pixels", "reduce": "pca:9", "reduce_fit": "train.txt"}]},
+         "[[features]] reduce_fit: "),
+        ({"features": [{"design": "glover", "kernel": True}], "responses": {"events": "events.tsv"},
+          "model": PRECOMPUTED},
+         "[[features]] kernel: it says nothing beside design; leave it out."),
         ({"betas": {"method": "lsx"}}, "[betas] method: expected 'lss' or 'lsa', but got 'lsx'."),
     ],
 )  # fmt: skip
@@ -161,6 +210,26 @@ def test_missing_and_damaged_study_files_are_errors(folder):
         ndl.load_study(folder / "study.toml")
     with pytest.raises(MissingFileError, match="Did you mean 'study.toml'"):
         ndl.load_study(folder / "stdy.toml")
+
+
+@pytest.mark.parametrize(
+    ("features", "model"),
+    [
+        ({"backbone": "pixels", "kernel": True}, PRECOMPUTED),
+        ({"path": "kernels.zarr"}, PRECOMPUTED),
+        ({"path": "kernel.nc"}, PRECOMPUTED),
+        ({"path": "features.zarr"}, {"name": "kernel_ridge", "pca": 3}),
+        ({"backbone": "pixels", "reduce": "pca:2", "reduce_fit": ["a", "b", "c"]}, {}),
+        ({"backbone": "pixels", "reduce": "sparse:auto"}, {"name": "ridge", "alphas": [1.0]}),
+    ],
+)
+def test_kernels_and_reduced_features_come_back_as_they_were(folder, features, model):
+    study = parse_study(changed(features=[features], model=model), folder=folder)
+    (folder / "again.toml").write_text(write_study(study))
+    assert ndl.load_study(folder / "again.toml") == study
+    if "backbone" in features:
+        pool = "flatten" if features.get("kernel") else "spatial:7"
+        assert study.features[0].pool == pool
 
 
 def test_a_written_study_keeps_only_the_keys_that_say_something(folder):

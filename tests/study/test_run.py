@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from sklearn.pipeline import make_pipeline
 
 import neurodl as ndl
 from neurodl.errors import DeviceError, NeurodlWarning, StorageError
@@ -244,3 +245,57 @@ folds = 3
     assert (scores.attrs["n_samples"], scores.attrs["n_repeats"]) == (24, 2)
     assert set(scores["roi"].values) == {"V1"}
     assert "r_normalized" in scores
+
+
+@pytest.mark.parametrize(
+    ("features", "chosen", "model"),
+    [
+        ("kernel = true", 'name = "kernel_ridge"\nkernel = "precomputed"\nalphas = [5.0]',
+         ndl.KernelRidgeCV([5.0], kernel="precomputed", seed=0)),
+        ("", "pca = 4\nalphas = [5.0]",
+         make_pipeline(ndl.StreamedPCA(4), ndl.RidgeCV([5.0], seed=0))),
+        ('reduce = "sparse:30"', 'name = "kernel_ridge"\nkernel = "cosine"\nalphas = [0.5]',
+         ndl.KernelRidgeCV([0.5], kernel="cosine", seed=0)),
+    ],
+    ids=["kernels", "pca", "sparse"],
+)  # fmt: skip
+def test_kernels_components_and_projections_are_scored_as_in_a_script(
+    tmp_path, features, chosen, model
+):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", images=images)
+    responses = images.reshape(40, -1)[:, ::50] @ rng.standard_normal((16, 3))
+    np.save(tmp_path / "responses.npy", responses.astype("f4"))
+    (tmp_path / "study.toml").write_text(f"""
+[study]
+name = "one"
+[stimuli]
+path = "images.npz"
+[responses]
+path = "responses.npy"
+dims = ["stimulus", "unit"]
+[[features]]
+backbone = "pixels"
+{features}
+[model]
+{chosen}
+[cv]
+folds = 4
+[run]
+cache = false
+""")
+    scores = ndl.load(ndl.run_study(tmp_path / "study.toml") / "scores.nc")
+    stimuli = ndl.Stimuli.from_arrays(images)
+    if "kernel" in features:
+        X = ndl.extract_kernels("pixels", stimuli, cache=False)
+    else:
+        reduce = "sparse:30" if "sparse" in features else "none"
+        X = ndl.extract_features("pixels", stimuli, reduce=reduce, cache=False)
+    observed = xr.DataArray(
+        responses.astype("f4"), dims=("stimulus", "unit"), coords={"stimulus": stimuli.ids},
+        attrs={"units": "a.u."},
+    )  # fmt: skip
+    expected = ndl.cross_validate(model, X, observed, cv=4)
+    np.testing.assert_allclose(scores["r"], expected["r"], atol=1e-6)
+    assert float(scores["r"].std()) > 0
