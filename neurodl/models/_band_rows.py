@@ -25,7 +25,7 @@ class BandRows(NamedTuple):
 
     kernels : (n_bands, k, k), float64
     cross : (n_bands, m, k), float64, of the rows to predict
-    inside, outside : (n_train, k) and (n_held, m), turn targets into those of pseudo-rows, or None
+    inside, outside : (n_train, k) and (n_held, m), turn targets into those of pseudo-rows; or None
     """
 
     kernels: torch.Tensor
@@ -33,9 +33,7 @@ class BandRows(NamedTuple):
     inside: torch.Tensor | None
     outside: torch.Tensor | None
 
-    def part(
-        self, block: Block, train: torch.Tensor, test: torch.Tensor, scoring: str
-    ) -> Part:
+    def part(self, block: Block, train: torch.Tensor, test: torch.Tensor, scoring: str) -> Part:
         """Return some targets in a split, for `score`."""
         inside = block.values.index_select(1, train)
         mean = inside.mean(1)
@@ -51,83 +49,89 @@ class BandRows(NamedTuple):
 
 
 class Bands:
-    """Bands of features of all rows, each scaled to a mean eigenvalue of 1 over the training rows.
+    """Bands of features of all rows, each scaled to a mean square of 1 over the training rows.
 
     Parameters
     ----------
-    kernels : torch.Tensor, shape (n_bands, n_samples, n_samples), float64, or None
-    designs : list of Design
+    kernels : list of torch.Tensor, shape (n_samples, n_samples), float64, or None
+        One for each band.
+    designs : list of Design, or None
         One for each band, needed where there are no kernels.
     own : torch.Tensor
         The numbers of the training rows.
     """
 
     def __init__(
-        self, kernels: torch.Tensor | None, designs: list[Design], own: torch.Tensor
+        self,
+        kernels: list[torch.Tensor] | None,
+        designs: list[Design] | None,
+        own: torch.Tensor,
     ) -> None:
-        self.kernels, self.designs, self.own = kernels, designs, own
+        self.kernels, self.designs, self.own = kernels, designs or [], own
         if kernels is None:
-            unit = [float(design.rows(own).var(0, correction=0).sum()) for design in designs]
+            unit = [_mean_square(design, own) for design in self.designs]
         else:
             inner = (kernel[own][:, own] for kernel in kernels)
             unit = [float(one.diagonal().mean() - one.mean()) for one in inner]
-        # of bands that do not vary nothing is divided
-        self.unit = torch.tensor(
-            [one if one > 0 else 1.0 for one in unit], dtype=torch.float64, device=own.device
-        )
-        if kernels is not None:
-            kernels.div_(self.unit[:, None, None])
+        # bands that do not vary are divided by nothing
+        unit = [one if one > 0 else 1.0 for one in unit]
+        self.unit = torch.tensor(unit, dtype=torch.float64, device=own.device)
 
     def mixture(self, weights: torch.Tensor) -> Space:
-        """Return the space of all bands together, with these weights of their kernels."""
+        """Return the space of all bands together, with these weights of their scaled kernels."""
         if self.kernels is not None:
-            return KernelSpace(torch.einsum("b,bij->ij", weights, self.kernels))
-        first = self.designs[0]
-        root = (self.unit / weights).sqrt()
-        offset = torch.cat([design.scaling.offset for design in self.designs])
-        scale = torch.cat(
-            [
-                design.scaling.scale * one.to(design.scaling.scale.dtype)
-                for design, one in zip(self.designs, root, strict=True)
-            ]
-        )
+            parts = zip(self.kernels, weights / self.unit, strict=True)
+            return KernelSpace(sum(weight * kernel for kernel, weight in parts))
+        scalings = [design.scaling for design in self.designs]
+        root = (self.unit / weights).sqrt().to(scalings[0].scale.dtype)
+        scale = torch.cat([one.scale * by for one, by in zip(scalings, root, strict=True)])
         features = torch.cat([design.features for design in self.designs], 1)
-        joined = Design(
-            features,
-            Scaling(offset, scale, 0, 1.0),
-            first.delays,
-            first.runs,
-            centre_runs=first.centre_runs,
-        )
-        return LinearSpace(joined, None)
+        mean_square = float(weights.sum())
+        mean_eigenvalue = mean_square * len(self.own) / min(len(self.own), features.shape[1])
+        scaling = Scaling(torch.cat([one.offset for one in scalings]), scale, 0, mean_eigenvalue)
+        first = self.designs[0]
+        by_run = first.centre_runs
+        return LinearSpace(Design(features, scaling, first.delays, first.runs, centre_runs=by_run))
 
-    def rows(self, train: torch.Tensor, test: torch.Tensor, *, centre_test: bool) -> BandRows:
-        """Return some of the rows about the mean of `train`, or of `test` where this is wanted.
+    def rows(
+        self,
+        train: torch.Tensor,
+        test: torch.Tensor,
+        *,
+        centre_test: bool = False,
+        compress_test: bool = False,
+    ) -> BandRows:
+        """Return some of the rows about the mean of `train`.
 
         Parameters
         ----------
         train, test : torch.Tensor
             Row numbers among all.
         centre_test : bool
-            Whether the mean over `test` is taken off its rows.
+            Whether the rows `test` are about their own mean instead.
+        compress_test : bool
+            Whether many rows `test` may become pseudo-rows.
         """
         if self.kernels is None:
-            return self._pseudo_rows(train, test, centre_test=centre_test)
+            return self._pseudo_rows(train, test, centre_test, compress_test)
         pairs = [centred_kernels(kernel, train, test) for kernel in self.kernels]
         inner, cross = (torch.stack(list(one)) for one in zip(*pairs, strict=True))
-        if centre_test and len(test):
+        if centre_test:
             cross -= cross.mean(1, keepdim=True)
-        return BandRows(inner, cross, None, None)
+        unit = self.unit[:, None, None]
+        return BandRows(inner.div_(unit), cross.div_(unit), None, None)
 
     def _pseudo_rows(
-        self, train: torch.Tensor, test: torch.Tensor, *, centre_test: bool
+        self, train: torch.Tensor, test: torch.Tensor, centre_test: bool, compress_test: bool
     ) -> BandRows:
         own, held = self._scaled(train), self._scaled(test)
         mean = own.mean(0)
         own -= mean
-        held -= held.mean(0) if centre_test and len(test) else mean
+        held -= held.mean(0) if centre_test else mean
         own, inside = _compressed(own)
-        held, outside = _compressed(held) if len(held) > held.shape[1] else (held, None)
+        outside = None
+        if compress_test and len(held) > held.shape[1]:
+            held, outside = _compressed(held)
         widths = [design.n_features for design in self.designs]
         parts = list(zip(own.split(widths, 1), held.split(widths, 1), strict=True))
         kernels = torch.stack([one @ one.T for one, _ in parts])
@@ -138,6 +142,16 @@ class Bands:
         """Return some rows of all bands side by side, (n_rows, n_features), float64."""
         parts = zip(self.designs, self.unit, strict=True)
         return torch.cat([design.rows(index) / one.sqrt() for design, one in parts], 1)
+
+
+def _mean_square(design: Design, own: torch.Tensor) -> float:
+    """Return the mean squared length of the rows `own` about their mean."""
+    total = torch.zeros(design.n_features, dtype=torch.float64, device=own.device)
+    square = 0.0
+    for _, rows in design.blocks(own):
+        total += rows.sum(0)
+        square += float(rows.square().sum())
+    return square / len(own) - float((total / len(own)).square().sum())
 
 
 def _compressed(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

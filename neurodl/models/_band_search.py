@@ -108,7 +108,9 @@ class BandSearch:
     def _rows(self, number: int) -> tuple[BandRows, torch.Tensor, torch.Tensor]:
         train, test = self.splits[number]
         own = self.bands.own
-        rows = self.bands.rows(own[train], own[test], centre_test=self.scoring == "r")
+        rows = self.bands.rows(
+            own[train], own[test], centre_test=self.scoring == "r", compress_test=True
+        )
         return rows, train, test
 
     def _reduced(
@@ -146,15 +148,18 @@ class BandSearch:
         """Return mean inner scores on all features, and note the solutions of each split."""
         dtype, found = block.values.dtype, []
         gains = log_gains.exp().to(dtype)
+        usable = torch.ones(len(gains), dtype=torch.bool, device=gains.device)
         for number, solutions in enumerate(known):
             rows, train, test = self._rows(number)
             part = rows.part(block, train, test, self.scoring)
             kernels = rows.kernels.to(dtype)
             near = references(kernels, log_gains, N_REFERENCES)
-            solution = solve(kernels, part.inside, gains, near, TOLERANCE)
-            solutions.append(solution.nan_to_num(0.0))
+            solution, reached = solve(kernels, part.inside, gains, near, TOLERANCE)
+            solutions.append(solution)
             found.append(self._score(rows, part, solution, gains))
-        return torch.stack(found).double().nanmean(0).nan_to_num(-torch.inf)
+            usable &= reached
+        mean = torch.stack(found).double().nanmean(0)
+        return torch.where(usable & ~mean.isnan(), mean, -torch.inf)
 
     def _score(
         self, rows: BandRows, part: Part, solution: torch.Tensor, gains: torch.Tensor

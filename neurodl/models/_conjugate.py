@@ -68,10 +68,8 @@ def solve(
     gains: torch.Tensor,
     near: References,
     tolerance: float,
-) -> torch.Tensor:
-    """Return c (n_targets, k) of each target, to residuals below `tolerance` of its length.
-
-    NaN where that was not reached.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return c (n_targets, k), and whether its residual is below `tolerance` of the target's length.
 
     Parameters
     ----------
@@ -108,8 +106,9 @@ def solve(
         ahead = _precondition(rest, nearest, near)
         before, product = product, torch.linalg.vecdot(rest, ahead)
         direction = ahead + (product / before)[:, None] * direction
-    solution[active] = torch.nan
-    return solution
+    reached = torch.ones(len(values), dtype=torch.bool, device=values.device)
+    reached[active] = False
+    return solution, reached
 
 
 def solve_exactly(
@@ -132,7 +131,7 @@ def solve_exactly(
     rest, active = values, torch.arange(len(values), device=values.device)
     for _ in range(N_REFINEMENTS):
         some = References(near.spectra, near.nearest[active])
-        step = solve(low, rest.to(dtype), low_gains[active], some, LOCAL_TOLERANCE).nan_to_num(0.0)
+        step, _ = solve(low, rest.to(dtype), low_gains[active], some, LOCAL_TOLERANCE)
         solution.index_add_(0, active, step.to(values.dtype))
         rest = values[active] - times(kernels, solution[active], gains[active])
         going = torch.linalg.vector_norm(rest, dim=1) > goal[active]
