@@ -50,6 +50,7 @@ class PenaltyCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
     screening: bool
     device: str
     seed: int
+    _simplest = -1  # the place in the grid of what a target without any score gets
 
     def _space(self, features: torch.Tensor, own: torch.Tensor, runs: Any, last: Any) -> Space:
         """Return the feature space of all rows, scaled by the training rows `own`.
@@ -154,8 +155,8 @@ class PenaltyCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         targets: Targets,
         grid: torch.Tensor,
         groups: Any,
-    ) -> Fold:
-        """Return the training rows `own`, ready to be split and to predict the rows `held`."""
+    ) -> Any:
+        """Return the training rows `own` for `_choose`, ready to predict the rows `held`."""
         return space.fold(own, held, float(grid[0]), targets.n_targets)
 
     def _choose(
@@ -165,7 +166,15 @@ class PenaltyCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         splits: Splits = []
         if len(grid) > 1:
             splits = inner_splits(self.cv, targets.n_samples, groups, self.seed)
-        return choose(fold, targets, splits, grid, self.scoring, screening=self.screening)
+        return choose(
+            fold,
+            targets,
+            splits,
+            grid,
+            self.scoring,
+            screening=self.screening,
+            simplest=self._simplest,
+        )
 
     def _warn_of_edges(self, chosen: torch.Tensor, grid: torch.Tensor) -> int:
         """Count the targets at the edges of the grid, and say so if the grid was given."""

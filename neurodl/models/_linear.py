@@ -30,6 +30,8 @@ class LinearCV(PenaltyCV):
     sd_floor: float
     delays: Sequence[int] | None
     centre: str
+    alpha_: Any
+    cv_score_: Any
 
     def fit(self, X: Any, y: Any, groups: Any = None, runs: Any = None) -> Self:
         """Choose by inner folds, and fit the weights.
