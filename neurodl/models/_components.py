@@ -149,8 +149,8 @@ def own_components(
     for row in range(n_components):
         score = eigenvalues * rest
         length = torch.linalg.vector_norm(score, dim=1)
-        known = found[:, :row]
-        for _ in range(2):  # once leaves rounding errors along earlier components
+        # all that it has along components before the last are rounding errors
+        for known in (found[:, max(row - 1, 0) : row], found[:, :row]):
             score = score - ((known @ score[:, :, None]).mT @ known)[:, 0]
         own_length = torch.linalg.vector_norm(score, dim=1)
         left = torch.linalg.vector_norm(rest, dim=1) > EXHAUSTED * size
