@@ -84,12 +84,12 @@ def test_every_number_of_components_is_that_of_scikit_learn(
             # their power iteration stops before ours
             found = theirs.fit(X[train], Y[train]).predict(X[test])
             np.testing.assert_allclose(found, expected, atol=1e-5 * Y.std())
-        tolerance = (1e-6 if dtype == "f4" else 1e-11) * Y.std()
+        tolerance = (5e-6 if dtype == "f4" else 1e-11) * Y.std()
         np.testing.assert_allclose(part.predicted, expected, atol=tolerance)
         # weights are rounded: the largest are those of features that vary 60 times less
         by_weights = (X[test] - X[train].mean(0)) @ model.coef_.T + model.intercept_
         for predicted in (model.predict(X[test].astype(dtype)), by_weights):
-            np.testing.assert_allclose(predicted, expected, atol=60 * tolerance)
+            np.testing.assert_allclose(predicted, expected, atol=10 * tolerance)
         assert (model.n_components_ == n_components).all()
         assert (part.alpha == n_components).all()
 
