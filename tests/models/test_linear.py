@@ -154,10 +154,11 @@ def test_groups_reach_the_inner_folds_through_cross_validate(model):
 @pytest.mark.parametrize("centre", ["all", "runs"])
 def test_delays_are_those_of_an_explicit_design(model, centre):
     X, Y = simulate(n_features=6)
+    Y = np.roll(Y, 1, axis=0)  # follows the features one sample later
     runs = np.repeat(["a", "b", "c"], 20)
     options = {"standardize": False, "cv": list(KFold(3).split(X))}
     if "alphas" in model.get_params():  # automatic ones know only about how large delayed rows are
-        options["alphas"] = np.logspace(0, 8, 9)
+        options["alphas"] = np.logspace(-2, 8, 11)
     delayed = clone(model).set_params(delays=[1, 2], centre=centre, **options)
     found = delayed.fit(X, Y, runs=runs)
     design, targets = np.zeros((60, 12)), Y.copy()
