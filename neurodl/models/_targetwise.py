@@ -27,14 +27,14 @@ class TargetwiseFold:
     ----------
     fold : DualFold or PrimalFold
     coefficients : Coefficients
-    n_settings : int
-        How many coefficients, about, are held for each eigenvector and target.
+    n_stored : int
+        How many numbers, about, computing coefficients takes for each eigenvector and target.
     """
 
     def __init__(
-        self, fold: DualFold | PrimalFold, coefficients: Coefficients, n_settings: int
+        self, fold: DualFold | PrimalFold, coefficients: Coefficients, n_stored: int
     ) -> None:
-        self.fold, self.coefficients, self.n_settings = fold, coefficients, n_settings
+        self.fold, self.coefficients, self.n_stored = fold, coefficients, n_stored
         self.spectrum = nonzero_part(fold.whole)
 
     def split(self, train: torch.Tensor, test: torch.Tensor, scoring: str) -> TargetwiseSplit:
@@ -53,7 +53,7 @@ class TargetwiseFold:
         """Return the coefficients of targets at one setting each, (n_targets, rank)."""
         inside = self.inside(view)
         found = torch.empty_like(inside, dtype=view.block.values.dtype)
-        for some in chunks(inside, self.n_settings):
+        for some in chunks(inside, self.n_stored):
             settings = setting_per_target[some, None]
             of_some = self.coefficients(self.spectrum.eigenvalues, inside[some], settings)
             found[some] = of_some[:, 0].to(found.dtype)
@@ -88,10 +88,8 @@ class TargetwiseSplit:
         assert basis is not None
         if self.scoring == "r":
             basis = basis - basis.mean(0)
-        coefficients, n_settings = self.fold.coefficients, self.fold.n_settings
-        return Targetwise(
-            spectrum, basis.to(dtype), settings, coefficients, n_settings, self.scoring
-        )
+        own = self.fold.coefficients, self.fold.n_stored
+        return Targetwise(spectrum, basis.to(dtype), settings, *own, self.scoring)
 
     def part(self, view: View) -> Part:
         """Return some targets in this split."""
@@ -104,7 +102,7 @@ class Targetwise(NamedTuple):
     spectrum : of the training rows
     basis : (n_test, rank), turns coefficients into predictions
     settings : (n_settings,)
-    coefficients, n_settings : see `TargetwiseFold`
+    coefficients, n_stored : see `TargetwiseFold`
     scoring : "r2" or "r"
     """
 
@@ -112,7 +110,7 @@ class Targetwise(NamedTuple):
     basis: torch.Tensor
     settings: torch.Tensor
     coefficients: Coefficients
-    n_held: int
+    n_stored: int
     scoring: str
 
     @property
@@ -128,7 +126,7 @@ class Targetwise(NamedTuple):
         """Return predictions times held-out targets, and times themselves (., n_targets)."""
         cross = part.seen.new_empty(len(self.settings), len(part.seen))
         squares = torch.empty_like(cross)
-        for some in chunks(part.inside, self.n_held):
+        for some in chunks(part.inside, self.n_stored):
             coefficients = self.coefficients(
                 self.spectrum.eigenvalues, part.inside[some], self.settings[None]
             )
@@ -138,10 +136,10 @@ class Targetwise(NamedTuple):
         return cross, squares
 
 
-def chunks(inside: torch.Tensor, n_held: int) -> Iterator[slice]:
+def chunks(inside: torch.Tensor, n_stored: int) -> Iterator[slice]:
     """Yield as many targets at a time as have room for their coefficients."""
     kind = "cuda" if inside.device.type == "cuda" else "cpu"
-    n_bytes = 8 * max(inside.shape[1], 1) * n_held
+    n_bytes = 8 * max(inside.shape[1], 1) * n_stored
     n_at_once = max(1, WORK_BYTES[kind] // n_bytes)
     for start in range(0, len(inside), n_at_once):
         yield slice(start, start + n_at_once)

@@ -19,7 +19,7 @@ TIE = 1e-10  # squared errors closer than this share of the variance are the sam
 
 
 def reduced_rank_directions(
-    eigenvalues: torch.Tensor, products: torch.Tensor, alpha: float, rank: int
+    eigenvalues: torch.Tensor, factor: torch.Tensor, alpha: float, rank: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the directions of a ridge whose fitted targets are cut to a rank.
 
@@ -32,8 +32,8 @@ def reduced_rank_directions(
     ----------
     eigenvalues : torch.Tensor, shape (n,), float64
         Of the kernel, none zero.
-    products : torch.Tensor, shape (n, n), float64
-        The inner products of rows over targets, in the eigenbasis.
+    factor : torch.Tensor, shape (n, k), float64
+        See `target_factor`.
     alpha : float
     rank : int
 
@@ -50,8 +50,33 @@ def reduced_rank_directions(
     Analysis and Data Mining 4.
     """
     shrink = (eigenvalues / (eigenvalues + alpha)).sqrt()[:, None]
-    sizes, vectors = torch.linalg.eigh(shrink * products * shrink.T)
-    return shrink * vectors.flip(1)[:, :rank], sizes.flip(0)[:rank].clamp_min(0)
+    shrunk = shrink * factor
+    if 2 * factor.shape[1] < len(factor):
+        vectors, lengths, _ = torch.linalg.svd(shrunk, full_matrices=False)
+        sizes = lengths.square()
+    else:
+        ascending, vectors = torch.linalg.eigh(shrunk @ shrunk.T)
+        sizes, vectors = ascending.flip(0).clamp_min(0), vectors.flip(1)
+    return shrink * vectors[:, :rank], sizes[:rank]
+
+
+def target_factor(basis: torch.Tensor, products: torch.Tensor, n_targets: int) -> torch.Tensor:
+    """Return as few columns as stand for all targets in the eigenbasis, (rank, k).
+
+    Their inner products are those of the targets, which are given as `products`: so are all sums
+    over targets.
+
+    Parameters
+    ----------
+    basis : torch.Tensor, shape (n_train, rank), float64
+        The train basis of a `Spectrum`.
+    products : torch.Tensor, shape (n_train, n_train), float64
+        The inner products of rows over targets; they need not be centred.
+    n_targets : int
+    """
+    values, vectors = torch.linalg.eigh(basis.T @ products @ basis)
+    first = max(0, len(values) - n_targets)  # there are no more dimensions than targets
+    return vectors[:, first:] * values[first:].clamp_min(0).sqrt()
 
 
 class Choice(NamedTuple):
@@ -161,8 +186,12 @@ class ReducedRankRidgeCV(LinearCV):
         splits: Splits = []
         if len(grid) * len(ranks) > 1:
             splits = inner_splits(self.cv, targets.n_samples, groups, self.seed)
-        choice = choose_rank(fold, products, splits, grid, ranks.tolist())
-        return ReducedRankFold(fold, products, float(grid[choice.place]), choice)
+        choice = choose_rank(fold, products, splits, grid, ranks.tolist(), targets.n_targets)
+        spectrum = nonzero_part(fold.whole)
+        factor = target_factor(spectrum.train_basis, products, targets.n_targets)
+        alpha = float(grid[choice.place])
+        directions, _ = reduced_rank_directions(spectrum.eigenvalues, factor, alpha, choice.rank)
+        return ReducedRankFold(spectrum, directions, choice)
 
     def _choose(
         self, fold: Any, targets: Targets, grid: torch.Tensor, groups: Any
@@ -182,26 +211,11 @@ class ReducedRankRidgeCV(LinearCV):
 
 
 class ReducedRankFold(DirectionsFold):
-    """Training rows with the directions of one penalty and rank.
+    """Training rows with the directions of the penalty and rank that were chosen."""
 
-    Parameters
-    ----------
-    fold : DualFold or PrimalFold
-    products : torch.Tensor, shape (n_own, n_own), float64
-        The inner products of rows over all targets.
-    alpha : float
-    choice : Choice
-    """
-
-    def __init__(
-        self, fold: DualFold | PrimalFold, products: torch.Tensor, alpha: float, choice: Choice
-    ) -> None:
-        self.choice = choice
-        spectrum = nonzero_part(fold.whole)
-        basis = spectrum.train_basis
-        left = basis.T @ products @ basis
-        directions, _ = reduced_rank_directions(spectrum.eigenvalues, left, alpha, choice.rank)
+    def __init__(self, spectrum: Spectrum, directions: torch.Tensor, choice: Choice) -> None:
         super().__init__(spectrum, directions)
+        self.choice = choice
 
 
 def choose_rank(
@@ -210,6 +224,7 @@ def choose_rank(
     splits: Splits,
     grid: torch.Tensor,
     ranks: list[int],
+    n_targets: int,
 ) -> Choice:
     """Return the penalty and rank with the least squared error over inner splits.
 
@@ -224,6 +239,8 @@ def choose_rank(
         Row numbers among the fold's own rows; none if there is nothing to choose.
     grid : torch.Tensor, shape (n_alphas,), float64
     ranks : list of int
+        Ascending.
+    n_targets : int
     """
     if not splits:
         return Choice(0, ranks[0], float("nan"))
@@ -231,7 +248,9 @@ def choose_rank(
     errors, variance = grid.new_zeros(len(grid), len(ranks)), 0.0
     for train, test in splits:
         own, held = (torch.as_tensor(rows, device=grid.device) for rows in (train, test))
-        found = squared_errors(fold.spectrum(own, held), products, own, held, grid, ranks[-1])
+        spectrum = nonzero_part(fold.spectrum(own, held))
+        factor = target_factor(spectrum.train_basis, products[own][:, own], n_targets)
+        found = squared_errors(spectrum, factor, products, own, held, grid, ranks[-1])
         errors += found[:, columns]
         of_held = products[held][:, held]
         variance += float(of_held.diagonal().sum() - of_held.mean() * len(held))
@@ -244,6 +263,7 @@ def choose_rank(
 
 def squared_errors(
     spectrum: Spectrum,
+    factor: torch.Tensor,
     products: torch.Tensor,
     train: torch.Tensor,
     test: torch.Tensor,
@@ -259,6 +279,8 @@ def squared_errors(
     ----------
     spectrum : Spectrum
         Of the rows `train`, to predict the rows `test`.
+    factor : torch.Tensor, shape (rank, k), float64
+        See `target_factor`, of the rows `train`.
     products : torch.Tensor, shape (n_own, n_own), float64
     train, test : torch.Tensor
         Row numbers.
@@ -271,16 +293,15 @@ def squared_errors(
     torch.Tensor, shape (n_alphas, most)
         Of all ranks from 1 on.
     """
-    eigenvalues, basis, test_basis = nonzero_part(spectrum)
+    eigenvalues, basis, test_basis = spectrum
     assert test_basis is not None
-    inner, across = products[train][:, train], products[test][:, train]
-    mean = inner.mean(0)
-    left, seen = basis.T @ inner @ basis, (across - mean) @ basis
+    across, mean = products[test][:, train], products[train][:, train].mean(0)
+    seen = (across - mean) @ basis  # held-out targets, about the mean of the training rows
     total = products.diagonal()[test].sum() - 2 * across.mean(1).sum() + len(test) * mean.mean()
     errors = total.expand(len(grid), most).clone()
     outward_basis = test_basis / eigenvalues
     for row, alpha in enumerate(grid.tolist()):
-        directions, sizes = reduced_rank_directions(eigenvalues, left, alpha, most)
+        directions, sizes = reduced_rank_directions(eigenvalues, factor, alpha, most)
         outward = outward_basis @ directions
         cross = (outward * (seen @ directions)).sum(0)
         gain = (2 * cross - sizes * outward.square().sum(0)).cumsum(0)
