@@ -21,6 +21,67 @@ MAX_COMPONENTS = 25
 TARGETS = ("joint", "each")
 
 
+class JointFold(DirectionsFold):
+    """Training rows with the components that are common to all targets.
+
+    Parameters
+    ----------
+    fold : DualFold or PrimalFold
+    products : torch.Tensor, shape (n_own, n_own), float64
+        The inner products of rows over all targets.
+    n_components : int
+    """
+
+    def __init__(
+        self, fold: DualFold | PrimalFold, products: torch.Tensor, n_components: int
+    ) -> None:
+        self.fold, self.products, self.n_components = fold, products, n_components
+        spectrum = nonzero_part(fold.whole)
+        super().__init__(spectrum, joint_components(spectrum, products, n_components))
+
+    def filtered(self, view: View, setting_per_target: torch.Tensor) -> torch.Tensor:
+        """Return the projections of targets on the first components (n_targets, n_components)."""
+        projected = super().filtered(view, setting_per_target)
+        return projected * _first(setting_per_target, self.n_components).to(projected.dtype)
+
+    def split(self, train: torch.Tensor, test: torch.Tensor, scoring: str) -> JointSplit:
+        """Return an inner split, given by row numbers among the fold's own rows."""
+        return JointSplit(self, train, test, scoring)
+
+
+class JointSplit:
+    """An inner split of a `JointFold`."""
+
+    def __init__(
+        self, fold: JointFold, train: torch.Tensor, test: torch.Tensor, scoring: str
+    ) -> None:
+        self.fold, self.train, self.test, self.scoring = fold, train, test, scoring
+
+    def operator(self, counts: torch.Tensor, dtype: torch.dtype) -> Factored:
+        """Return the scorer of its held-out rows at all numbers of components."""
+        n_components = self.fold.n_components
+        spectrum = nonzero_part(self.fold.fold.spectrum(self.train, self.test))
+        products = self.fold.products[self.train][:, self.train]
+        inner = DirectionsFold(spectrum, joint_components(spectrum, products, n_components))
+        back = inner.test_basis()
+        if self.scoring == "r":
+            back = back - back.mean(0)
+        root = torch.linalg.qr(back).R.T.to(dtype)
+        first = _first(counts, n_components).to(dtype)
+        same = torch.eye(len(counts), dtype=dtype, device=back.device)
+        inward = inner.inward.to(dtype)
+        return Factored(inward, back.to(dtype), root, first, same, same, first, self.scoring)
+
+    def part(self, view: View) -> Part:
+        """Return some targets in this split."""
+        return part_of_rows(view.block, self.train, self.test)
+
+
+def _first(counts: torch.Tensor, n_components: int) -> torch.Tensor:
+    """Return which components are among the first of each count, (n_counts, n_components)."""
+    return torch.arange(n_components, device=counts.device) < counts[:, None]
+
+
 class PLS(LinearCV):
     """Partial least squares regression; the number of components is chosen per target.
 
@@ -62,7 +123,8 @@ class PLS(LinearCV):
 
     Examples
     --------
-    >>>     >>> rng = np.random.default_rng(0)
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
     >>> X = rng.standard_normal((60, 5)); Y = X[:, :2] @ rng.standard_normal((2, 3))
     >>> bool((PLS(device="cpu").fit(X, Y).predict(X) - Y).std() < 0.01)
     True
@@ -135,64 +197,3 @@ class PLS(LinearCV):
         """Keep the numbers of components."""
         self.n_components_ = values.long().cpu().numpy()
         self.n_components_[targets.excluded] = 0
-
-
-class JointFold(DirectionsFold):
-    """Training rows with the components that are common to all targets.
-
-    Parameters
-    ----------
-    fold : DualFold or PrimalFold
-    products : torch.Tensor, shape (n_own, n_own), float64
-        The inner products of rows over all targets.
-    n_components : int
-    """
-
-    def __init__(
-        self, fold: DualFold | PrimalFold, products: torch.Tensor, n_components: int
-    ) -> None:
-        self.fold, self.products, self.n_components = fold, products, n_components
-        spectrum = nonzero_part(fold.whole)
-        super().__init__(spectrum, joint_components(spectrum, products, n_components))
-
-    def filtered(self, view: View, setting_per_target: torch.Tensor) -> torch.Tensor:
-        """Return the projections of targets on the first components (n_targets, n_components)."""
-        projected = super().filtered(view, setting_per_target)
-        return projected * _first(setting_per_target, self.n_components).to(projected.dtype)
-
-    def split(self, train: torch.Tensor, test: torch.Tensor, scoring: str) -> JointSplit:
-        """Return an inner split, given by row numbers among the fold's own rows."""
-        return JointSplit(self, train, test, scoring)
-
-
-class JointSplit:
-    """An inner split of a `JointFold`."""
-
-    def __init__(
-        self, fold: JointFold, train: torch.Tensor, test: torch.Tensor, scoring: str
-    ) -> None:
-        self.fold, self.train, self.test, self.scoring = fold, train, test, scoring
-
-    def operator(self, counts: torch.Tensor, dtype: torch.dtype) -> Factored:
-        """Return the scorer of its held-out rows at all numbers of components."""
-        n_components = self.fold.n_components
-        spectrum = nonzero_part(self.fold.fold.spectrum(self.train, self.test))
-        products = self.fold.products[self.train][:, self.train]
-        inner = DirectionsFold(spectrum, joint_components(spectrum, products, n_components))
-        back = inner.test_basis()
-        if self.scoring == "r":
-            back = back - back.mean(0)
-        root = torch.linalg.qr(back).R.T.to(dtype)
-        first = _first(counts, n_components).to(dtype)
-        same = torch.eye(len(counts), dtype=dtype, device=back.device)
-        inward = inner.inward.to(dtype)
-        return Factored(inward, back.to(dtype), root, first, same, same, first, self.scoring)
-
-    def part(self, view: View) -> Part:
-        """Return some targets in this split."""
-        return part_of_rows(view.block, self.train, self.test)
-
-
-def _first(counts: torch.Tensor, n_components: int) -> torch.Tensor:
-    """Return which components are among the first of each count, (n_counts, n_components)."""
-    return torch.arange(n_components, device=counts.device) < counts[:, None]

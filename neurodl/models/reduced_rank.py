@@ -92,6 +92,107 @@ class Choice(NamedTuple):
     score: float
 
 
+class ReducedRankFold(DirectionsFold):
+    """Training rows with the directions of the penalty and rank that were chosen."""
+
+    def __init__(self, spectrum: Spectrum, directions: torch.Tensor, choice: Choice) -> None:
+        super().__init__(spectrum, directions)
+        self.choice = choice
+
+
+def choose_rank(
+    fold: DualFold | PrimalFold,
+    products: torch.Tensor,
+    splits: Splits,
+    grid: torch.Tensor,
+    ranks: list[int],
+    n_targets: int,
+) -> Choice:
+    """Return the penalty and rank with the least squared error over inner splits.
+
+    Of pairs that are as good to rounding, it is the least rank, and then the largest penalty.
+
+    Parameters
+    ----------
+    fold : DualFold or PrimalFold
+    products : torch.Tensor, shape (n_own, n_own), float64
+        The inner products of rows over all targets.
+    splits : list of (train, test)
+        Row numbers among the fold's own rows; none if there is nothing to choose.
+    grid : torch.Tensor, shape (n_alphas,), float64
+    ranks : list of int
+        Ascending.
+    n_targets : int
+    """
+    if not splits:
+        return Choice(0, ranks[0], float("nan"))
+    columns = torch.as_tensor(ranks, device=grid.device) - 1
+    errors, variance = grid.new_zeros(len(grid), len(ranks)), 0.0
+    for train, test in splits:
+        own, held = (torch.as_tensor(rows, device=grid.device) for rows in (train, test))
+        spectrum = nonzero_part(fold.spectrum(own, held))
+        factor = target_factor(spectrum.train_basis, products[own][:, own], n_targets)
+        found = squared_errors(spectrum, factor, products, own, held, grid, ranks[-1])
+        errors += found[:, columns]
+        of_held = products[held][:, held]
+        variance += float(of_held.diagonal().sum() - of_held.mean() * len(held))
+    close = errors <= errors.amin() + TIE * variance
+    column = int(close.any(0).nonzero()[0])
+    place = int(close[:, column].nonzero()[-1])
+    error = float(errors[place, column])
+    return Choice(place, ranks[column], 1 - error / variance if variance > 0 else float("nan"))
+
+
+def squared_errors(
+    spectrum: Spectrum,
+    factor: torch.Tensor,
+    products: torch.Tensor,
+    train: torch.Tensor,
+    test: torch.Tensor,
+    grid: torch.Tensor,
+    most: int,
+) -> torch.Tensor:
+    """Return the squared error of a split, summed over held-out rows and targets.
+
+    It follows from the inner products of rows over targets: neither targets nor predictions are
+    needed.
+
+    Parameters
+    ----------
+    spectrum : Spectrum
+        Of the rows `train`, to predict the rows `test`.
+    factor : torch.Tensor, shape (rank, k), float64
+        See `target_factor`, of the rows `train`.
+    products : torch.Tensor, shape (n_own, n_own), float64
+    train, test : torch.Tensor
+        Row numbers.
+    grid : torch.Tensor, shape (n_alphas,), float64
+    most : int
+        The largest rank.
+
+    Returns
+    -------
+    torch.Tensor, shape (n_alphas, most)
+        Of all ranks from 1 on.
+    """
+    eigenvalues, basis, test_basis = spectrum
+    assert test_basis is not None
+    across, mean = products[test][:, train], products[train][:, train].mean(0)
+    seen = (across - mean) @ basis  # held-out targets, about the mean of the training rows
+    total = products.diagonal()[test].sum() - 2 * across.mean(1).sum() + len(test) * mean.mean()
+    errors = total.expand(len(grid), most).clone()
+    outward_basis = test_basis / eigenvalues
+    for row, alpha in enumerate(grid.tolist()):
+        directions, sizes = reduced_rank_directions(eigenvalues, factor, alpha, most)
+        outward = outward_basis @ directions
+        cross = (outward * (seen @ directions)).sum(0)
+        gain = (2 * cross - sizes * outward.square().sum(0)).cumsum(0)
+        errors[row, : len(gain)] -= gain
+        if len(gain):
+            errors[row, len(gain) :] -= gain[-1]
+    return errors
+
+
 class ReducedRankRidgeCV(LinearCV):
     """Ridge regression of all targets on few common directions, with an intercept.
 
@@ -208,104 +309,3 @@ class ReducedRankRidgeCV(LinearCV):
         self.alpha_, self.rank_ = float(values[0]), fold.choice.rank
         self.cv_score_ = fold.choice.score
         self.n_alphas_at_edge_ = n_at_edge
-
-
-class ReducedRankFold(DirectionsFold):
-    """Training rows with the directions of the penalty and rank that were chosen."""
-
-    def __init__(self, spectrum: Spectrum, directions: torch.Tensor, choice: Choice) -> None:
-        super().__init__(spectrum, directions)
-        self.choice = choice
-
-
-def choose_rank(
-    fold: DualFold | PrimalFold,
-    products: torch.Tensor,
-    splits: Splits,
-    grid: torch.Tensor,
-    ranks: list[int],
-    n_targets: int,
-) -> Choice:
-    """Return the penalty and rank with the least squared error over inner splits.
-
-    Of pairs that are as good to rounding, it is the least rank, and then the largest penalty.
-
-    Parameters
-    ----------
-    fold : DualFold or PrimalFold
-    products : torch.Tensor, shape (n_own, n_own), float64
-        The inner products of rows over all targets.
-    splits : list of (train, test)
-        Row numbers among the fold's own rows; none if there is nothing to choose.
-    grid : torch.Tensor, shape (n_alphas,), float64
-    ranks : list of int
-        Ascending.
-    n_targets : int
-    """
-    if not splits:
-        return Choice(0, ranks[0], float("nan"))
-    columns = torch.as_tensor(ranks, device=grid.device) - 1
-    errors, variance = grid.new_zeros(len(grid), len(ranks)), 0.0
-    for train, test in splits:
-        own, held = (torch.as_tensor(rows, device=grid.device) for rows in (train, test))
-        spectrum = nonzero_part(fold.spectrum(own, held))
-        factor = target_factor(spectrum.train_basis, products[own][:, own], n_targets)
-        found = squared_errors(spectrum, factor, products, own, held, grid, ranks[-1])
-        errors += found[:, columns]
-        of_held = products[held][:, held]
-        variance += float(of_held.diagonal().sum() - of_held.mean() * len(held))
-    close = errors <= errors.amin() + TIE * variance
-    column = int(close.any(0).nonzero()[0])
-    place = int(close[:, column].nonzero()[-1])
-    error = float(errors[place, column])
-    return Choice(place, ranks[column], 1 - error / variance if variance > 0 else float("nan"))
-
-
-def squared_errors(
-    spectrum: Spectrum,
-    factor: torch.Tensor,
-    products: torch.Tensor,
-    train: torch.Tensor,
-    test: torch.Tensor,
-    grid: torch.Tensor,
-    most: int,
-) -> torch.Tensor:
-    """Return the squared error of a split, summed over held-out rows and targets.
-
-    It follows from the inner products of rows over targets: neither targets nor predictions are
-    needed.
-
-    Parameters
-    ----------
-    spectrum : Spectrum
-        Of the rows `train`, to predict the rows `test`.
-    factor : torch.Tensor, shape (rank, k), float64
-        See `target_factor`, of the rows `train`.
-    products : torch.Tensor, shape (n_own, n_own), float64
-    train, test : torch.Tensor
-        Row numbers.
-    grid : torch.Tensor, shape (n_alphas,), float64
-    most : int
-        The largest rank.
-
-    Returns
-    -------
-    torch.Tensor, shape (n_alphas, most)
-        Of all ranks from 1 on.
-    """
-    eigenvalues, basis, test_basis = spectrum
-    assert test_basis is not None
-    across, mean = products[test][:, train], products[train][:, train].mean(0)
-    seen = (across - mean) @ basis  # held-out targets, about the mean of the training rows
-    total = products.diagonal()[test].sum() - 2 * across.mean(1).sum() + len(test) * mean.mean()
-    errors = total.expand(len(grid), most).clone()
-    outward_basis = test_basis / eigenvalues
-    for row, alpha in enumerate(grid.tolist()):
-        directions, sizes = reduced_rank_directions(eigenvalues, factor, alpha, most)
-        outward = outward_basis @ directions
-        cross = (outward * (seen @ directions)).sum(0)
-        gain = (2 * cross - sizes * outward.square().sum(0)).cumsum(0)
-        errors[row, : len(gain)] -= gain
-        if len(gain):
-            errors[row, len(gain) :] -= gain[-1]
-    return errors
