@@ -33,7 +33,13 @@ if TYPE_CHECKING:
     from neurodl.io.events import read_events
     from neurodl.io.nifti import read_nifti, to_image
     from neurodl.io.store import load, save
-    from neurodl.models import KernelRidgeCV, RidgeCV
+    from neurodl.models import (
+        PLS,
+        FractionalRidgeCV,
+        KernelRidgeCV,
+        ReducedRankRidgeCV,
+        RidgeCV,
+    )
     from neurodl.reports import report
     from neurodl.responses import (
         average_repeats,
@@ -86,7 +92,13 @@ _HOMES = {
         "extract_features",
         "extract_kernels",
     ),
-    "neurodl.models": ("KernelRidgeCV", "RidgeCV"),
+    "neurodl.models": (
+        "PLS",
+        "FractionalRidgeCV",
+        "KernelRidgeCV",
+        "ReducedRankRidgeCV",
+        "RidgeCV",
+    ),
     "neurodl.scores": (
         "cross_validate",
         "feature_weights",

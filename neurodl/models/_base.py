@@ -27,7 +27,7 @@ class FoldPrediction(NamedTuple):
     fold : which split
     columns : which targets
     predicted : (n_test, n_targets)
-    alpha : (n_targets,), the chosen penalties
+    alpha : (n_targets,), the chosen penalties, or what the model chooses in their place
     by_band : (n_bands, n_targets) each, what else was chosen or found for each band of features,
         by the name that it has among the scores
     """
@@ -53,6 +53,7 @@ class PenaltyCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
     screening: bool
     device: str
     seed: int
+    _simplest = -1  # the place in the grid of what a target without any score gets
 
     def _space(self, features: torch.Tensor, own: torch.Tensor, runs: Any, last: Any) -> Space:
         """Return the feature space of all rows, scaled by the training rows `own`.
@@ -106,8 +107,8 @@ class PenaltyCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self, space: Space, own: torch.Tensor, held: torch.Tensor, targets: Targets, groups: Any
     ) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
         """Yield columns, predictions of the rows `held` (n_held, n_targets), and penalties."""
-        grid = self._grid(space.mean_eigenvalue(own), own.device)
-        fold = space.fold(own, held, float(grid[0]), targets.n_targets)
+        grid = self._grid(space, own)
+        fold = self._fold(space, own, held, targets, grid, groups)
         chosen, _ = self._choose(fold, targets, grid, groups)
         for block, predicted in targets.map(predictor(fold, grid, chosen, targets.dtype)):
             predicted += block.mean[:, None]
@@ -130,6 +131,9 @@ class PenaltyCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
             raise ValueError(
                 f"`nan_targets` must be 'error' or 'exclude', but got {self.nan_targets!r}."
             )
+        self._check_grid()
+
+    def _check_grid(self) -> None:
         if isinstance(self.alphas, str):
             if self.alphas != "auto":
                 raise ValueError(f"`alphas` must be 'auto' or numbers, but got {self.alphas!r}.")
@@ -138,13 +142,25 @@ class PenaltyCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         if alphas.ndim != 1 or not len(alphas) or not (np.isfinite(alphas) & (alphas > 0)).all():
             raise ValueError(f"`alphas` must be finite and > 0, but got {self.alphas}.")
 
-    def _grid(self, mean_eigenvalue: float, device: torch.device) -> torch.Tensor:
-        """Return the penalties, ascending, float64."""
+    def _grid(self, space: Any, own: torch.Tensor) -> torch.Tensor:
+        """Return what there is to choose from, the penalties: ascending, float64."""
         if isinstance(self.alphas, str):
-            alphas = (mean_eigenvalue or 1.0) * np.logspace(-4, 4, 17)
+            alphas = (space.mean_eigenvalue(own) or 1.0) * np.logspace(-4, 4, 17)
         else:
             alphas = np.unique(np.asarray(self.alphas, float))
-        return torch.as_tensor(alphas, dtype=torch.float64, device=device)
+        return torch.as_tensor(alphas, dtype=torch.float64, device=own.device)
+
+    def _fold(
+        self,
+        space: Any,
+        own: torch.Tensor,
+        held: torch.Tensor | None,
+        targets: Targets,
+        grid: torch.Tensor,
+        groups: Any,
+    ) -> Any:
+        """Return the training rows `own` for `_choose`, ready to predict the rows `held`."""
+        return space.fold(own, held, float(grid[0]), targets.n_targets)
 
     def _choose(
         self, fold: Fold, targets: Targets, grid: torch.Tensor, groups: Any
@@ -153,7 +169,15 @@ class PenaltyCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         splits: Splits = []
         if len(grid) > 1:
             splits = inner_splits(self.cv, targets.n_samples, groups, self.seed)
-        return choose(fold, targets, splits, grid, self.scoring, screening=self.screening)
+        return choose(
+            fold,
+            targets,
+            splits,
+            grid,
+            self.scoring,
+            screening=self.screening,
+            simplest=self._simplest,
+        )
 
     def _warn_of_edges(self, chosen: torch.Tensor, grid: torch.Tensor) -> int:
         """Count the targets at the edges of the grid, and say so if the grid was given."""

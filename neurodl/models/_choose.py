@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from neurodl.models._folds import DualFold, Fold, InnerSplit
-from neurodl.models._heldout import HeldOut, composed, scores_of_all
+from neurodl.models._heldout import HeldOut, Operator, composed, scores_of_all
 from neurodl.models._screening import Screen, can_screen
 from neurodl.models._solvers import best_alpha
 from neurodl.models._splits import Splits
@@ -28,6 +28,7 @@ def choose(
     scoring: str,
     *,
     screening: bool = True,
+    simplest: int = -1,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the index of the best penalty of each target, and its mean inner score.
 
@@ -42,6 +43,8 @@ def choose(
     scoring : {"r2", "r"}
     screening : bool
         Whether half precision may rule out penalties first.
+    simplest : int
+        The place in the grid of what a target without any score gets.
 
     Returns
     -------
@@ -63,7 +66,7 @@ def choose(
                 total[:, block.columns] += torch.where(scores.isnan(), 0.0, scores)
                 counted[:, block.columns] += ~scores.isnan()
     mean = total.div_(counted)
-    index = best_alpha(mean)
+    index = best_alpha(mean, simplest)
     return index, mean.gather(0, index[None])[0]
 
 
@@ -80,7 +83,7 @@ class _Scorer:
     def __init__(self, fold: Fold, n_to_screen: int) -> None:
         self.fold, self.n_to_screen = fold, n_to_screen
         self.inner: list[InnerSplit] = []
-        self.operators: list[HeldOut] = []
+        self.operators: list[Operator] = []
         self.screen: Screen | None = None
         self.n_bytes = 0
         self.full = False
@@ -91,10 +94,11 @@ class _Scorer:
         self.n_bytes += operator.n_bytes
         room = available_memory(grid.device) // MEMORY_SHARE
         if not self.inner and self.n_to_screen * operator.n_bytes <= room:
-            self.screen = Screen() if self.n_to_screen and can_screen(operator) else None
+            screens = isinstance(operator, HeldOut) and can_screen(operator)
+            self.screen = Screen() if self.n_to_screen and screens else None
         self.full = self.screen is None and self.n_bytes + operator.n_bytes > room
         self.inner.append(split)
-        if self.screen is not None:
+        if self.screen is not None and isinstance(operator, HeldOut):
             self.screen.add(operator)
             operator = self.screen.rough[-1]  # takes in targets alike, and is smaller
         self.operators.append(operator)

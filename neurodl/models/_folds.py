@@ -7,8 +7,14 @@ from typing import NamedTuple, Protocol
 import torch
 
 from neurodl.models._design import Design
-from neurodl.models._heldout import HeldOut, Part, composed, factored
-from neurodl.models._solvers import Spectrum, dual_spectrum, gains, quadratic_root
+from neurodl.models._heldout import HeldOut, Operator, Part, composed, factored
+from neurodl.models._solvers import (
+    Spectrum,
+    dual_spectrum,
+    gains,
+    primal_spectrum,
+    quadratic_root,
+)
 from neurodl.models._targets import Block
 
 COMPOSED_BYTES = 2**26
@@ -27,7 +33,7 @@ class View(NamedTuple):
 class InnerSplit(Protocol):
     """An inner split of a fold."""
 
-    def operator(self, alphas: torch.Tensor, dtype: torch.dtype) -> HeldOut:
+    def operator(self, alphas: torch.Tensor, dtype: torch.dtype) -> Operator:
         """Return the scorer of its held-out rows at all penalties."""
 
     def part(self, view: View) -> Part:
@@ -80,6 +86,10 @@ class DualFold:
             self._whole = dual_spectrum(self.kernel, self.own, self.held)
         return self._whole
 
+    def spectrum(self, train: torch.Tensor, test: torch.Tensor) -> Spectrum:
+        """Return the spectrum of some training rows, to predict others."""
+        return dual_spectrum(self.kernel, self.own[train], self.own[test])
+
     def split(self, train: torch.Tensor, test: torch.Tensor, scoring: str) -> DualSplit:
         """Return an inner split, given by row numbers among the fold's own rows."""
         return DualSplit(self, train, test, scoring)
@@ -121,9 +131,7 @@ class DualSplit:
 
         Composed takes fewer operations, but memory for every pair of rows and penalty.
         """
-        own = self.fold.own
-        spectrum = dual_spectrum(self.fold.kernel, own[self.train], own[self.test])
-        e, train_basis, test_basis = spectrum
+        e, train_basis, test_basis = self.fold.spectrum(self.train, self.test)
         assert test_basis is not None
         n_maps = len(alphas) + min(13, len(alphas))
         if n_maps * len(self.train) * len(self.test) * dtype.itemsize <= COMPOSED_BYTES:
@@ -136,9 +144,7 @@ class DualSplit:
 
     def part(self, view: View) -> Part:
         """Return some targets in this split."""
-        inside = view.block.values.index_select(1, self.train)
-        outside, *rest = held_moments(view.block, self.test, inside.mean(1))
-        return Part(inside, outside, *rest)
+        return part_of_rows(view.block, self.train, self.test)
 
 
 class PrimalFold:
@@ -172,6 +178,20 @@ class PrimalFold:
             turned[start : start + len(some)] = ((rows - self.mean) @ self.vectors).to(turned.dtype)
             start += len(some)
         return turned
+
+    @property
+    def whole(self) -> Spectrum:
+        """The spectrum of all training rows, in terms of their kernel."""
+        held = None if self.held is None else self._turn(self.held)
+        return primal_spectrum(self.eigenvalues, self.turned, held)
+
+    def spectrum(self, train: torch.Tensor, test: torch.Tensor) -> Spectrum:
+        """Return the spectrum of some training rows, in terms of their kernel."""
+        inner, outer = self.turned[train].double(), self.turned[test].double()
+        mean = inner.mean(0)
+        inner -= mean
+        eigenvalues, vectors = torch.linalg.eigh(inner.T @ inner)
+        return primal_spectrum(eigenvalues, inner @ vectors, (outer - mean) @ vectors)
 
     def split(self, train: torch.Tensor, test: torch.Tensor, scoring: str) -> PrimalSplit:
         """Return an inner split, given by row numbers among the fold's own rows."""
@@ -263,6 +283,13 @@ class PrimalSplit:
             seen.addr_(train_sum / n_train, apart, alpha=-n_test)
         rest = held_moments(block, self.test, train_sum / n_train)[1:]
         return Part(inside, seen, *rest)
+
+
+def part_of_rows(block: Block, train: torch.Tensor, test: torch.Tensor) -> Part:
+    """Return some targets in a split, as they are in its rows."""
+    inside = block.values.index_select(1, train)
+    outside, *rest = held_moments(block, test, inside.mean(1))
+    return Part(inside, outside, *rest)
 
 
 def held_moments(

@@ -8,7 +8,7 @@ rows and features.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -49,6 +49,24 @@ def score(scoring: str, part: Part, cross: torch.Tensor, squares: torch.Tensor) 
     else:
         scores = 1 - (part.total - 2 * cross + squares) / part.variance
     return scores.where(part.scored, torch.nan)
+
+
+class Operator(Protocol):
+    """What scores the held-out rows of a split at all settings."""
+
+    @property
+    def scoring(self) -> str:
+        """Either "r2" or "r"."""
+
+    @property
+    def n_bytes(self) -> int:
+        """The memory it takes."""
+
+    def enter(self, part: Part) -> Part:
+        """Return targets in the coordinates of this operator."""
+
+    def products(self, part: Part) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return predictions times held-out targets, and times themselves (n_alphas, n_targets)."""
 
 
 class Composed(NamedTuple):
@@ -163,7 +181,7 @@ def squares_of(basis: torch.Tensor, mixing: torch.Tensor) -> torch.Tensor:
     return pairs @ (basis @ basis.mT).flatten(1).T
 
 
-def scores_of_all(operator: HeldOut, part: Part) -> torch.Tensor:
+def scores_of_all(operator: Operator, part: Part) -> torch.Tensor:
     """Return the score of every penalty (n_alphas, n_targets), for a part that has entered."""
     return score(operator.scoring, part, *operator.products(part))
 

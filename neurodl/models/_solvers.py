@@ -19,6 +19,8 @@ SCORINGS = ("r2", "r")
 # How far interpolated predictions may be off, as a share of the largest they could be.
 FILTER_TOLERANCE = 1e-7
 ROUGH_TOLERANCE = 3e-3
+# Eigenvalues below this share of the largest are rounding errors of zero.
+RANK_TOLERANCE = 1e-12
 
 
 class Spectrum(NamedTuple):
@@ -130,6 +132,38 @@ def dual_spectrum(kernel: torch.Tensor, train: torch.Tensor, test: torch.Tensor 
     return Spectrum(eigenvalues.clamp_min(0), vectors - vectors.mean(0), test_basis)
 
 
+def primal_spectrum(
+    eigenvalues: torch.Tensor, train_rows: torch.Tensor, test_rows: torch.Tensor | None
+) -> Spectrum:
+    """Return the nonzero part of a kernel's spectrum from that of the features' covariance.
+
+    Parameters
+    ----------
+    eigenvalues : torch.Tensor, shape (n_features,), float64
+    train_rows : torch.Tensor, shape (n_train, n_features)
+        About their mean, in the eigenbasis of their covariance.
+    test_rows : torch.Tensor, shape (n_test, n_features), optional
+        About the same mean, in the same basis.
+    """
+    some = _is_nonzero(eigenvalues)
+    lengths = eigenvalues[some].sqrt()
+    test_basis = None if test_rows is None else test_rows[:, some].double() * lengths
+    return Spectrum(eigenvalues[some], train_rows[:, some].double() / lengths, test_basis)
+
+
+def nonzero_part(spectrum: Spectrum) -> Spectrum:
+    """Return a spectrum without the directions in which the training rows do not vary."""
+    some = _is_nonzero(spectrum.eigenvalues)
+    test_basis = None if spectrum.test_basis is None else spectrum.test_basis[:, some]
+    return Spectrum(spectrum.eigenvalues[some], spectrum.train_basis[:, some], test_basis)
+
+
+def _is_nonzero(eigenvalues: torch.Tensor) -> torch.Tensor:
+    """Return which eigenvalues are more than rounding errors, (rank,)."""
+    largest = eigenvalues.amax() if len(eigenvalues) else 0.0
+    return eigenvalues > RANK_TOLERANCE * largest
+
+
 class FilterBasis(NamedTuple):
     """A few of the penalties, and how the predictions of all are made of theirs.
 
@@ -229,11 +263,12 @@ def gains(eigenvalues: torch.Tensor, alphas: torch.Tensor, dtype: torch.dtype) -
     return (1 / (eigenvalues + alphas[:, None])).to(dtype)
 
 
-def best_alpha(mean_scores: torch.Tensor) -> torch.Tensor:
+def best_alpha(mean_scores: torch.Tensor, simplest: int = -1) -> torch.Tensor:
     """Return the index of the best penalty per target from mean scores (n_alphas, n_targets).
 
-    A target without any score takes the largest penalty, which predicts its mean.
+    A target without any score takes the one at `simplest`: the largest penalty, unless the rows
+    are something else.
     """
     undefined = mean_scores.isnan().all(0)
     best = mean_scores.nan_to_num(-torch.inf).argmax(0)
-    return torch.where(undefined, len(mean_scores) - 1, best)
+    return torch.where(undefined, simplest % len(mean_scores), best)

@@ -34,8 +34,9 @@ def inner_splits(cv: Any, n_samples: int, groups: Any, seed: int) -> Splits:
             n_groups = len(np.unique(groups))
             if n_groups < 2:
                 raise ValueError(
-                    "Choosing the penalty needs at least 2 groups in the training rows, but "
-                    "there is 1. Give one penalty, such as alphas=[1.0], or more groups."
+                    "Choosing by inner folds needs at least 2 groups in the training rows, but "
+                    "there is 1. Give a single value, such as alphas=[1.0] or n_components=25, or "
+                    "more groups."
                 )
             cv = GroupKFold(min(int(cv), n_groups))
         else:

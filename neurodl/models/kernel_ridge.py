@@ -115,8 +115,8 @@ class KernelRidgeCV(PenaltyCV):
         own = torch.arange(len(features), device=device)
         space = self._space(features, own, None, None)
         targets = Targets(y, features, None, self.nan_targets)
-        grid = self._grid(space.mean_eigenvalue(own), device)
-        fold = space.fold(own, None, float(grid[0]), targets.n_targets)
+        grid = self._grid(space, own)
+        fold = self._fold(space, own, None, targets, grid, groups)
         chosen, scores = self._choose(fold, targets, grid, groups)
         basis = fold.weight_basis().to(features.dtype)
         weights, means = [], []

@@ -93,9 +93,10 @@ def cross_validate(
     Returns
     -------
     xarray.Dataset
-        See `check_scores`: r and r2 (layer, fold, target), alpha where the model has it, ceiling
-        (target) and r_normalized = r / sqrt(ceiling). Of models with bands also what they find
-        for each (layer, fold, band, target).
+        See `check_scores`: r and r2 (layer, fold, target), alpha where the model has it (the
+        penalty of each target, or the fraction or number of components that the model chooses in
+        its place), ceiling (target) and r_normalized = r / sqrt(ceiling). Of models with bands
+        also what they find for each (layer, fold, band, target).
 
     Raises
     ------

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from neurodl.errors import SchemaError
-from neurodl.models._base import PenaltyCV
+from neurodl.models import KernelRidgeCV, RidgeCV
 from neurodl.models._permutation import permuted_r
 from neurodl.schema import check_features, sample_dim, sample_ids, target_dim
 from neurodl.scores.crossval import cross_validate, paired_rows
@@ -60,7 +60,7 @@ def permutation_test(
     Nichols & Holmes (2002), Nonparametric permutation tests for functional neuroimaging, HBM 15.
     Benjamini & Hochberg (1995), Controlling the false discovery rate, J. R. Stat. Soc. B 57.
     """
-    if not isinstance(model, PenaltyCV):
+    if not isinstance(model, RidgeCV | KernelRidgeCV):
         raise ValueError(
             "permutation_test refits at fixed penalties, which needs RidgeCV or KernelRidgeCV, but "
             f"got {type(model).__name__}."
