@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from neurodl.io.store import load, save
     from neurodl.models import (
         PLS,
+        BandedRidgeCV,
         FractionalRidgeCV,
         KernelRidgeCV,
         ReducedRankRidgeCV,
@@ -94,6 +95,7 @@ _HOMES = {
     ),
     "neurodl.models": (
         "PLS",
+        "BandedRidgeCV",
         "FractionalRidgeCV",
         "KernelRidgeCV",
         "ReducedRankRidgeCV",

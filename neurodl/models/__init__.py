@@ -1,9 +1,17 @@
 """Encoding models: scikit-learn style estimators over plain arrays."""
 
+from neurodl.models.banded_ridge import BandedRidgeCV
 from neurodl.models.fractional import FractionalRidgeCV
 from neurodl.models.kernel_ridge import KernelRidgeCV
 from neurodl.models.pls import PLS
 from neurodl.models.reduced_rank import ReducedRankRidgeCV
 from neurodl.models.ridge import RidgeCV
 
-__all__ = ["PLS", "FractionalRidgeCV", "KernelRidgeCV", "ReducedRankRidgeCV", "RidgeCV"]
+__all__ = [
+    "PLS",
+    "BandedRidgeCV",
+    "FractionalRidgeCV",
+    "KernelRidgeCV",
+    "ReducedRankRidgeCV",
+    "RidgeCV",
+]

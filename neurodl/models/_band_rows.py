@@ -33,6 +33,10 @@ class BandRows(NamedTuple):
     inside: torch.Tensor | None
     outside: torch.Tensor | None
 
+    def turned(self, values: torch.Tensor) -> torch.Tensor:
+        """Return centred targets of the training rows, (n_targets, n_train), as (n_targets, k)."""
+        return values if self.inside is None else values @ self.inside.to(values.dtype)
+
     def part(self, block: Block, train: torch.Tensor, test: torch.Tensor, scoring: str) -> Part:
         """Return some targets in a split, for `score`."""
         inside = block.values.index_select(1, train)
@@ -40,12 +44,9 @@ class BandRows(NamedTuple):
         outside, *rest = held_moments(block, test, mean)
         if scoring == "r":
             outside = outside - outside.mean(1, keepdim=True)
-        inside = inside - mean[:, None]
-        if self.inside is not None:
-            inside = inside @ self.inside.to(inside.dtype)
         if self.outside is not None:
             outside = outside @ self.outside.to(outside.dtype)
-        return Part(inside, outside, *rest)
+        return Part(self.turned(inside - mean[:, None]), outside, *rest)
 
 
 class Bands:
@@ -155,7 +156,7 @@ def _mean_square(design: Design, own: torch.Tensor) -> float:
 
 
 def _compressed(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return pseudo-rows (k, n_features) of the same covariance, and what makes them (n_rows, k)."""
+    """Return pseudo-rows (k, n_features) of the same covariance, and their maker (n_rows, k)."""
     eigenvalues, vectors = torch.linalg.eigh(rows.T @ rows)
     kept = eigenvalues > DEPENDENT * eigenvalues[-1].clamp_min(1e-300)
     root, vectors = eigenvalues[kept].sqrt(), vectors[:, kept]

@@ -30,6 +30,7 @@ class FoldPrediction(NamedTuple):
     alpha : (n_targets,), the chosen penalties, or what the model chooses in their place
     by_band : (n_bands, n_targets) each, what else was chosen or found for each band of features,
         by the name that it has among the scores
+    parts : (n_bands, n_test, n_targets), the part of each band in the predictions
     """
 
     fold: int
@@ -37,6 +38,7 @@ class FoldPrediction(NamedTuple):
     predicted: torch.Tensor
     alpha: torch.Tensor
     by_band: Mapping[str, torch.Tensor] | None = None
+    parts: torch.Tensor | None = None
 
 
 class PenaltyCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
@@ -100,13 +102,13 @@ class PenaltyCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
             centred_by = self._centring_runs(runs, train, test)
             targets = Targets(y, features, np.asarray(train), self.nan_targets, centred_by)
             parts = self._predict(space, own, held, targets, part_of(groups, train))
-            for columns, predicted, alpha in parts:
-                yield FoldPrediction(fold, columns, predicted, alpha)
+            for part in parts:
+                yield FoldPrediction(fold, *part)
 
     def _predict(
         self, space: Space, own: torch.Tensor, held: torch.Tensor, targets: Targets, groups: Any
-    ) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
-        """Yield columns, predictions of the rows `held` (n_held, n_targets), and penalties."""
+    ) -> Iterator[tuple[Any, ...]]:
+        """Yield the fields of `FoldPrediction` but for the fold, for the rows `held`."""
         grid = self._grid(space, own)
         fold = self._fold(space, own, held, targets, grid, groups)
         chosen, _ = self._choose(fold, targets, grid, groups)

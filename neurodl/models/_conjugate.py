@@ -1,8 +1,8 @@
-"""Ridge solutions with a penalty per band and target: conjugate gradients for all targets at once.
+"""Ridge solutions with a penalty per band and target, by conjugate gradients for all at once.
 
-Every target has a system of its own, ``(sum_b d_b K_b + I) c = y``. Its product with c is one matrix
-product per band for all targets together, and the eigensystem of a similar mixture of the kernels,
-shared by many targets, makes the steps few.
+Every target has a system of its own, ``(sum_b d_b K_b + I) c = y``. Its product with c is a matrix
+product per band for all targets together, and the eigensystem of a similar mixture of the
+kernels, shared by many targets, makes the steps few.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def references(kernels: torch.Tensor, log_gains: torch.Tensor, n_most: int) -> R
 
     References
     ----------
-    Gonzalez (1985), Clustering to minimize the maximum intercluster distance, Theor. Comput. Sci. 38.
+    Gonzalez (1985), Clustering to minimize the maximum intercluster distance, Theor. Comput. Sci.
     """
     places = log_gains.clamp_min(NEGLIGIBLE)
     centre = places.median(0).values
@@ -69,7 +69,7 @@ def solve(
     near: References,
     tolerance: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return c (n_targets, k), and whether its residual is below `tolerance` of the target's length.
+    """Return c (n_targets, k), and whether its residual is below `tolerance` of the target.
 
     Parameters
     ----------

@@ -157,6 +157,13 @@ class Design:
             kernel -= other.runs.means(kernel.T)[other.runs.number].T
         return kernel
 
+    def mean(self, own: torch.Tensor) -> torch.Tensor:
+        """Return the mean of the rows `own`, (n_features,), float64."""
+        total = torch.zeros(self.n_features, dtype=torch.float64, device=self.device)
+        for _, rows in self.blocks(own):
+            total += rows.sum(0)
+        return total / len(own)
+
     def combine(self, weights: torch.Tensor) -> torch.Tensor:
         """Return the rows, each times its weights, summed (n_features, n_targets)."""
         total = torch.zeros(

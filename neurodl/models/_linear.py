@@ -83,7 +83,7 @@ class LinearCV(PenaltyCV):
         self._scaling = space.design.scaling
         self._train_design = None if len(basis) == space.design.n_features else space.design
         self.n_floored_ = self._scaling.n_floored
-        self.intercept_ = self._intercept.cpu().numpy()
+        self.intercept_ = self._at_zero()
         self.cv_score_ = scores.cpu().numpy()
         self.cv_score_[targets.excluded] = np.nan
         self.n_excluded_ = int(targets.excluded.sum())
@@ -102,18 +102,25 @@ class LinearCV(PenaltyCV):
         """
         check_is_fitted(self)
         X = check_features_input(self, X, reset=False)
-        features = as_tensor(X, self._weights.device).to(self._weights.dtype)
+        features = as_tensor(X, self._intercept.device).to(self._intercept.dtype)
+        result = self._predicted(features, runs).cpu().numpy()
+        return result[:, 0] if self._single_target else result
+
+    def _predicted(self, features: torch.Tensor, runs: Any) -> torch.Tensor:
+        """Return predictions, shape (n_samples, n_targets)."""
         design = self._design(features, self._scaling, runs)
         if self._train_design is not None:
             kernel = design.kernel_with(self._train_design)
-            predicted = kernel.to(features.dtype) @ self._weights
-        else:
-            everyone = torch.arange(len(features), device=features.device)
-            predicted = torch.cat(
-                [rows.to(features.dtype) @ self._weights for _, rows in design.blocks(everyone)]
-            )
-        result = (predicted + self._intercept).cpu().numpy()
-        return result[:, 0] if self._single_target else result
+            return kernel.to(features.dtype) @ self._weights + self._intercept
+        everyone = torch.arange(len(features), device=features.device)
+        parts = [rows.to(features.dtype) @ self._weights for _, rows in design.blocks(everyone)]
+        return torch.cat(parts) + self._intercept
+
+    def _at_zero(self) -> np.ndarray:
+        """Return the prediction, (n_targets,), where all features are and have been 0."""
+        n_rows = 1 + max(self.delays or [0])
+        zeros = self._intercept.new_zeros(n_rows, self.n_features_in_)
+        return self._predicted(zeros, np.zeros(n_rows))[-1].cpu().numpy()
 
     @property
     def coef_(self) -> np.ndarray:

@@ -113,7 +113,9 @@ def reduced_scores(
     if scoring == "r":
         size = (squares * model.variance).sqrt().clamp_min(1e-300)
         scores = cross / size
-        push = (model.held - (cross / squares.clamp_min(1e-300))[..., None] * image) / size[..., None]
+        push = (model.held - (cross / squares.clamp_min(1e-300))[..., None] * image) / size[
+            ..., None
+        ]
     else:
         scores = 1 - (model.total - 2 * cross + squares) / model.variance
         push = 2 * (model.held - image) / model.variance[..., None]

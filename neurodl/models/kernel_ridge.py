@@ -179,7 +179,7 @@ class KernelRidgeCV(PenaltyCV):
         if self.kernel == "precomputed":
             if last is not None:
                 return last
-            _check_kernel(features)
+            check_kernel(features)
             return _FittedKernel(features.double(), None, None)
         scaling = fit_scaling(features, own, standardize=self.standardize, sd_floor=self.sd_floor)
         gamma = None
@@ -235,16 +235,16 @@ def _spread(X: torch.Tensor, own: torch.Tensor, scaling: Scaling) -> float:
     return float(_squares(X[own], scaling).mean())
 
 
-def _check_kernel(kernel: torch.Tensor) -> None:
-    """Raise unless a given kernel is square and symmetric."""
+def check_kernel(kernel: torch.Tensor, of: str = "") -> None:
+    """Raise unless a given kernel is square and symmetric; `of` says whose it is."""
     if kernel.shape[0] != kernel.shape[1]:
         raise ValueError(
-            f"kernel='precomputed' needs the kernel of all rows with each other, a square, but X "
-            f"has shape {tuple(kernel.shape)}."
+            f"kernel='precomputed' needs the kernel{of} of all rows with each other, a square, but "
+            f"X has shape {tuple(kernel.shape)}."
         )
     apart = (kernel - kernel.T).abs().max()
     if apart > 1e-4 * kernel.abs().max():
         raise ValueError(
-            f"kernel='precomputed' needs a symmetric kernel, but X differs from its transpose by "
-            f"up to {float(apart):g}. Are its rows and columns in the same order?"
+            f"kernel='precomputed' needs a symmetric kernel{of}, but X differs from its transpose "
+            f"by up to {float(apart):g}. Are its rows and columns in the same order?"
         )

@@ -54,6 +54,7 @@ class RidgeCV(LinearCV):
     cv_score_ : numpy.ndarray, shape (n_targets,)
         Mean inner score at the chosen penalty.
     intercept_ : numpy.ndarray, shape (n_targets,)
+        The prediction where all features are 0.
     n_floored_ : int
         Features whose standard deviation was raised to the floor.
     n_excluded_ : int
