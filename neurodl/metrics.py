@@ -70,3 +70,39 @@ def r2(predicted: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
     centred, varies = _centred(observed)
     explained = 1 - mse(predicted, observed) / centred.square().mean(-2)
     return torch.where(varies, explained, torch.nan)
+
+
+def r2_by_band(
+    parts: torch.Tensor, predicted: torch.Tensor, observed: torch.Tensor
+) -> torch.Tensor:
+    """Return the part of each band of features in r2, by the product measure.
+
+    The parts sum to r2 but for what a mean that differs from that of the training rows takes off. A
+    band whose predictions run against the observations has a negative part.
+
+    Parameters
+    ----------
+    parts : torch.Tensor, shape (n_bands, n_samples, n_targets)
+        The predictions that each band contributes, without the mean.
+    predicted, observed : torch.Tensor, shape (n_samples, n_targets)
+
+    Returns
+    -------
+    torch.Tensor, shape (n_bands, n_targets)
+
+    References
+    ----------
+    Hoffman (1960), The paramorphic representation of clinical judgment, Psychological Bulletin 57.
+    Dupre la Tour et al. (2022), Feature-space selection with banded ridge regression, NeuroImage.
+
+    Examples
+    --------
+    >>> observed = torch.tensor([[-1.0], [0.0], [1.0]])
+    >>> r2_by_band(torch.stack([observed, 0 * observed]), observed, observed)
+    tensor([[1.],
+            [0.]])
+    """
+    mean = observed.mean(0)
+    centred, varies = _centred(observed)
+    share = (parts * (2 * centred - (predicted - mean))).sum(1) / centred.square().sum(0)
+    return torch.where(varies, share, torch.nan)

@@ -17,7 +17,7 @@ from sklearn.base import clone
 
 from neurodl import __version__
 from neurodl.errors import NeurodlWarning, SchemaError
-from neurodl.metrics import pearson_r, r2
+from neurodl.metrics import pearson_r, r2, r2_by_band
 from neurodl.responses import average_repeats
 from neurodl.runtime import describe_device, progress, resolve_device
 from neurodl.schema import (
