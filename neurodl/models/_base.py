@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -13,12 +14,13 @@ from sklearn.utils.validation import check_consistent_length, column_or_1d, vali
 
 from neurodl.errors import NeurodlWarning, listed
 from neurodl.models._choose import choose, predictor
+from neurodl.models._devices import fit_on_several, predict_on_several
 from neurodl.models._folds import Fold
 from neurodl.models._solvers import SCORINGS
 from neurodl.models._spaces import Space
 from neurodl.models._splits import Splits, inner_splits
 from neurodl.models._targets import Targets
-from neurodl.runtime import resolve_device
+from neurodl.runtime import names_several, resolve_device
 
 
 class FoldPrediction(NamedTuple):
@@ -40,16 +42,29 @@ class PenaltyCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
     """Base of regressions that choose one penalty per target inside the training rows.
 
     A subclass has the parameters alphas, cv, scoring, nan_targets, screening, device and seed, and
-    makes a `Space` of features.
+    makes a `Space` of features. Its `fit` is for one device; here it learns to use several, and
+    to leave the model as it was where it does not come to its end.
     """
+
+    # The axis of targets of all that `fit` learns of each: with these, several devices can share
+    # the targets. It stays empty where targets cannot be fitted without the others.
+    _target_axes: ClassVar[dict[str, int]] = {}
+    _target_counts: ClassVar[tuple[str, ...]] = ("n_excluded_", "n_alphas_at_edge_")
 
     alphas: Any
     cv: Any
     scoring: str
     nan_targets: str
     screening: bool
-    device: str
+    device: Any
     seed: int
+    # How many targets of how many chose an edge of the grid, where that is said later.
+    _edges_seen: list[tuple[int, int, torch.Tensor]] | None = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "fit" in vars(cls):
+            cls.fit = _all_or_nothing(cls.fit)
 
     def _space(self, features: torch.Tensor, own: torch.Tensor, runs: Any, last: Any) -> Space:
         """Return the feature space of all rows, scaled by the training rows `own`.
@@ -86,6 +101,9 @@ class PenaltyCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         FoldPrediction
         """
         self._check_parameters()
+        if names_several(self.device):
+            yield from predict_on_several(self, X, y, splits, groups=groups, runs=runs)
+            return
         device = resolve_device(self.device)
         features = as_tensor(X, device)
         groups = self._inner_groups(groups, runs)
@@ -104,7 +122,7 @@ class PenaltyCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
     ) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
         """Yield columns, predictions of the rows `held` (n_held, n_targets), and penalties."""
         grid = self._grid(space.mean_eigenvalue(own), own.device)
-        fold = space.fold(own, held, float(grid[0]), targets.n_targets)
+        fold = space.fold(own, held, float(grid[0]), targets.n_together)
         chosen, _ = self._choose(fold, targets, grid, groups)
         for block, predicted in targets.map(predictor(fold, grid, chosen, targets.dtype)):
             predicted += block.mean[:, None]
@@ -157,14 +175,39 @@ class PenaltyCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         if len(grid) == 1:
             return 0
         n_at_edge = int(((chosen == 0) | (chosen == len(grid) - 1)).sum())
+        if self._edges_seen is None:
+            self._say_edges(n_at_edge, len(chosen), grid)
+        else:
+            self._edges_seen.append((n_at_edge, len(chosen), grid))
+        return n_at_edge
+
+    def _say_edges(self, n_at_edge: int, n_targets: int, grid: torch.Tensor) -> None:
+        """Warn of targets at the edges of the grid, if it was given."""
         if n_at_edge and not isinstance(self.alphas, str):
             warnings.warn(
-                f"{n_at_edge} of {len(chosen)} targets chose the smallest or largest "
+                f"{n_at_edge} of {n_targets} targets chose the smallest or largest "
                 f"of `alphas` ({grid[0]:g} to {grid[-1]:g}); widen the grid or use alphas='auto'.",
                 NeurodlWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
-        return n_at_edge
+
+
+def _all_or_nothing(fit: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a `fit` that uses all devices, and leaves a model as it was unless it succeeds."""
+
+    @functools.wraps(fit)
+    def fit_whole(model: PenaltyCV, X: Any, y: Any = None, *args: Any, **labels: Any) -> Any:
+        before = dict(model.__dict__)
+        try:
+            if not names_several(model.device):
+                return fit(model, X, y, *args, **labels)
+            fit_on_several(lambda one, some: fit(one, X, some, *args, **labels), model, y)
+            return model
+        except BaseException:
+            model.__dict__ = before
+            raise
+
+    return fit_whole
 
 
 def check_fit_input(model: BaseEstimator, X: Any, y: Any) -> tuple[np.ndarray | torch.Tensor, Any]:

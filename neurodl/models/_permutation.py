@@ -14,7 +14,7 @@ import torch
 
 from neurodl.models._base import PenaltyCV, as_index, as_tensor
 from neurodl.models._solvers import gains
-from neurodl.runtime import available_memory, resolve_device
+from neurodl.runtime import available_memory, resolve_devices
 
 N_COLUMNS = 256  # targets whose rows, in any order, are read from the processor's cache
 N_ORDERS = 4  # orders that are multiplied at once
@@ -66,7 +66,7 @@ def permuted_r(
     columns, some_orders : slice
     r : numpy.ndarray, shape (n_some_orders, n_columns)
     """
-    device = resolve_device(model.device)
+    device = resolve_devices(model.device)[0]
     features = as_tensor(X, device)
     folds = _fold_maps(model, features, splits, alpha, runs)
     every_order = torch.as_tensor(orders, device=device)

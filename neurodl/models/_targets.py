@@ -62,6 +62,8 @@ class Targets:
         self.y, self.rows, self.dtype, self.device = y, rows, like.dtype, like.device
         self.n_samples = int(y.shape[0]) if rows is None else len(rows)
         self.n_targets = int(y.shape[1])
+        # with those on other devices: it decides how all are computed
+        self.n_together = int(getattr(y, "n_together", self.n_targets))
         self.excluded = np.zeros(self.n_targets, bool)
         self.nan_targets = nan_targets
         self.run: torch.Tensor | None = None

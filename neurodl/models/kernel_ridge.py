@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -60,6 +60,15 @@ class KernelRidgeCV(PenaltyCV):
     True
     """
 
+    _target_axes: ClassVar[dict[str, int]] = {
+        "_weights": 1,
+        "_intercept": 0,
+        "dual_coef_": 1,
+        "intercept_": 0,
+        "alpha_": 0,
+        "cv_score_": 0,
+    }
+
     def __init__(
         self,
         alphas: Any = "auto",
@@ -72,7 +81,7 @@ class KernelRidgeCV(PenaltyCV):
         sd_floor: float = 0.1,
         nan_targets: str = "error",
         screening: bool = True,
-        device: str = "auto",
+        device: Any = "auto",
         seed: int = 0,
     ) -> None:
         self.alphas = alphas
@@ -116,7 +125,7 @@ class KernelRidgeCV(PenaltyCV):
         space = self._space(features, own, None, None)
         targets = Targets(y, features, None, self.nan_targets)
         grid = self._grid(space.mean_eigenvalue(own), device)
-        fold = space.fold(own, None, float(grid[0]), targets.n_targets)
+        fold = space.fold(own, None, float(grid[0]), targets.n_together)
         chosen, scores = self._choose(fold, targets, grid, groups)
         basis = fold.weight_basis().to(features.dtype)
         weights, means = [], []

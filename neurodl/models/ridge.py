@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -53,8 +53,8 @@ class RidgeCV(PenaltyCV):
     screening : bool
         Whether half-precision products may tell, where the hardware has them, which penalties are
         worth scoring in full. The result is the same; False is slower.
-    device : {"auto", "cpu", "cuda", "mps"}
-        See `resolve_device`.
+    device : {"auto", "cpu", "cuda", "cuda:all", "mps"}, or a list of devices
+        See `resolve_devices`. Several share the targets.
     seed : int
         Shuffles the inner folds.
 
@@ -83,6 +83,14 @@ class RidgeCV(PenaltyCV):
     True
     """
 
+    _target_axes: ClassVar[dict[str, int]] = {
+        "_weights": 1,
+        "_intercept": 0,
+        "intercept_": 0,
+        "alpha_": 0,
+        "cv_score_": 0,
+    }
+
     def __init__(
         self,
         alphas: Any = "auto",
@@ -95,7 +103,7 @@ class RidgeCV(PenaltyCV):
         centre: str = "all",
         nan_targets: str = "error",
         screening: bool = True,
-        device: str = "auto",
+        device: Any = "auto",
         seed: int = 0,
     ) -> None:
         self.alphas = alphas
@@ -144,7 +152,7 @@ class RidgeCV(PenaltyCV):
         centred_by = self._centring_runs(runs, own.cpu(), [])
         targets = Targets(y, features, None, self.nan_targets, centred_by)
         grid = self._grid(space.mean_eigenvalue(own), device)
-        fold = space.fold(own, None, float(grid[0]), targets.n_targets)
+        fold = space.fold(own, None, float(grid[0]), targets.n_together)
         chosen, scores = self._choose(fold, targets, grid, self._inner_groups(groups, runs))
         basis, centre = space.weight_basis(fold, own)
         basis = basis.to(features.dtype)

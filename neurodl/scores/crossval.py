@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from neurodl import __version__
 from neurodl.errors import NeurodlWarning, SchemaError
 from neurodl.metrics import pearson_r, r2
 from neurodl.responses import average_repeats
-from neurodl.runtime import describe_device, progress, resolve_device
+from neurodl.runtime import describe_device, progress_bar, resolve_devices
 from neurodl.schema import (
     check_features,
     check_responses,
@@ -133,10 +133,9 @@ def cross_validate(
             "No target can be scored: all have missing values or do not vary in some fold."
         )
     fold_scores = _Fits(model, rows, used, keep_predictions)
-    results = [
-        fold_scores.layer(array.values)
-        for array in progress(layers.values(), label="fit", total=len(layers))
-    ]
+    n_steps = len(layers) * len(splits) * int(used.sum())
+    with progress_bar(label="fit", total=n_steps) as advance:
+        results = [fold_scores.layer(array.values, advance) for array in layers.values()]
     fold_scores.warn()
     scores = _dataset(results, layers, responses, splits, keep_predictions, observed)
     if ceiling is not None:
@@ -213,8 +212,10 @@ def paired_rows(
 
 def _device(model: Any) -> dict[str, str]:
     """Return where the model runs, if it can be told."""
-    name = getattr(model, "device", None)
-    return {"device": describe_device(resolve_device(name))} if isinstance(name, str) else {}
+    name = getattr(last_step(model), "device", None)
+    if not isinstance(name, str | list | tuple | torch.device):
+        return {}
+    return {"device": ", ".join(describe_device(device) for device in resolve_devices(name))}
 
 
 def _own_ceiling(responses: xr.DataArray) -> xr.DataArray | None:
@@ -277,16 +278,21 @@ class _Fits:
         self.messages: Counter[str] = Counter()
         self.n_fits = 0
 
-    def layer(self, features: np.ndarray) -> dict[str, np.ndarray]:
-        """Return r, r2, alpha (fold, target) and predictions (sample, target) of one layer."""
+    def layer(
+        self, features: np.ndarray, advance: Callable[[int], object]
+    ) -> dict[str, np.ndarray]:
+        """Return r, r2, alpha (fold, target) and predictions (sample, target) of one layer.
+
+        `advance` is told how many targets are done, fold by fold.
+        """
         shape = (len(self.splits), len(self.used))
         result = {name: np.full(shape, np.nan, np.float32) for name in ("r", "r2", "alpha")}
         if self.keep_predictions:
             n_rows = len(self.observed)
             result["predicted"] = np.full((n_rows, len(self.used)), np.nan, np.float32)
         columns = np.flatnonzero(self.used)
-        with self._collected():
-            for fold, chosen, predicted, alpha in self._predictions(features):
+        with self._collected(), closing(self._predictions(features)) as parts:
+            for fold, chosen, predicted, alpha in parts:
                 test, places = self.splits[fold][1], columns[chosen]
                 observed = torch.as_tensor(self.observed[test][:, chosen], device=predicted.device)
                 result["r"][fold, places] = pearson_r(predicted, observed).cpu().numpy()
@@ -294,11 +300,12 @@ class _Fits:
                 result["alpha"][fold, places] = alpha
                 if self.keep_predictions:
                     result["predicted"][np.ix_(test, places)] = predicted.cpu().numpy()
+                advance(len(places))
         return result
 
     def _predictions(
         self, features: np.ndarray
-    ) -> Iterator[tuple[int, slice, torch.Tensor, np.ndarray | float]]:
+    ) -> Generator[tuple[int, slice, torch.Tensor, np.ndarray | float], None, None]:
         """Yield fold, targets, their predictions (n_test, n_targets) and penalties."""
         if hasattr(self.model, "predict_folds"):
             model = clone(self.model, safe=False)
