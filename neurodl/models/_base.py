@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -14,13 +13,15 @@ from sklearn.utils.validation import check_consistent_length, column_or_1d, vali
 
 from neurodl.errors import NeurodlWarning, listed
 from neurodl.models._choose import choose, predictor
-from neurodl.models._devices import fit_on_several, predict_on_several
+from neurodl.models._devices import all_or_nothing, predict_on_several
 from neurodl.models._folds import Fold
+from neurodl.models._preflight import Path, Work, announced
+from neurodl.models._screening import can_screen
 from neurodl.models._solvers import SCORINGS
 from neurodl.models._spaces import Space
-from neurodl.models._splits import Splits, inner_splits
+from neurodl.models._splits import Splits, inner_splits, n_inner
 from neurodl.models._targets import Targets
-from neurodl.runtime import names_several, resolve_device
+from neurodl.runtime import available_memory, names_several, resolve_device
 
 
 class FoldPrediction(NamedTuple):
@@ -64,7 +65,7 @@ class PenaltyCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "fit" in vars(cls):
-            cls.fit = _all_or_nothing(cls.fit)
+            cls.fit = all_or_nothing(cls.fit)
 
     def _space(self, features: torch.Tensor, own: torch.Tensor, runs: Any, last: Any) -> Space:
         """Return the feature space of all rows, scaled by the training rows `own`.
@@ -101,18 +102,23 @@ class PenaltyCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         FoldPrediction
         """
         self._check_parameters()
+        splits = list(splits)
+        if not splits:
+            raise ValueError("`splits` has no folds; give (train, test) row numbers of each.")
         if names_several(self.device):
             yield from predict_on_several(self, X, y, splits, groups=groups, runs=runs)
             return
+        check_lengths(X, y, groups=groups, runs=runs)
         device = resolve_device(self.device)
-        features = as_tensor(X, device)
         groups = self._inner_groups(groups, runs)
+        at_once = self._targets_at_once(X, y, splits, groups, device)
+        features = as_tensor(X, device)
         space = None
         for fold, (train, test) in enumerate(splits):
             own, held = as_index(train, device), as_index(test, device)
             space = self._space(features, own, runs, space)
             centred_by = self._centring_runs(runs, train, test)
-            targets = Targets(y, features, np.asarray(train), self.nan_targets, centred_by)
+            targets = Targets(y, features, np.asarray(train), self.nan_targets, centred_by, at_once)
             parts = self._predict(space, own, held, targets, part_of(groups, train))
             for columns, predicted, alpha in parts:
                 yield FoldPrediction(fold, columns, predicted, alpha)
@@ -129,6 +135,42 @@ class PenaltyCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
             predicted[torch.as_tensor(targets.excluded[block.columns])] = torch.nan
             yield block.columns, predicted.T, grid[chosen[block.columns]]
         self._warn_of_edges(chosen, grid)
+
+    def _path(self, n_train: int, n_features: int, n_targets: int) -> Path | None:
+        """Return how training rows will be described, or None if their memory is not known."""
+        return None
+
+    def _targets_at_once(
+        self, X: Any, y: Any, splits: Sequence[Any], groups: Any, device: torch.device
+    ) -> int | None:
+        """Return how many targets to read at once, with the memory told before anything starts.
+
+        Raises
+        ------
+        TooLargeError
+            What is free does not suffice.
+        """
+        train, test = max(splits, key=lambda split: len(split[0]))
+        (n_samples, n_features), n_targets = np.shape(X)[:2], int(y.shape[1])
+        path = self._path(len(train), n_features, int(getattr(y, "n_together", n_targets)))
+        if path is None:
+            return None
+        dtype = dtype_of(X)
+        n_alphas = len(self._grid(1.0, torch.device("cpu")))
+        work = Work(
+            n_samples,
+            len(train),
+            len(test),
+            n_targets,
+            n_alphas,
+            n_inner(self.cv, len(train), part_of(groups, train)) if n_alphas > 1 else 0,
+            dtype.itemsize,
+            path,
+            screening=self.screening and can_screen(n_alphas, dtype, device),
+            input_bytes=n_samples * n_features * dtype.itemsize * copies(X, device),
+            device="cuda" if device.type == "cuda" else "cpu",
+        )
+        return announced(work, len(splits), available_memory(device))
 
     def _inner_groups(self, groups: Any, runs: Any) -> Any:
         """Return what inner folds keep whole."""
@@ -192,24 +234,6 @@ class PenaltyCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
             )
 
 
-def _all_or_nothing(fit: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a `fit` that uses all devices, and leaves a model as it was unless it succeeds."""
-
-    @functools.wraps(fit)
-    def fit_whole(model: PenaltyCV, X: Any, y: Any = None, *args: Any, **labels: Any) -> Any:
-        before = dict(model.__dict__)
-        try:
-            if not names_several(model.device):
-                return fit(model, X, y, *args, **labels)
-            fit_on_several(lambda one, some: fit(one, X, some, *args, **labels), model, y)
-            return model
-        except BaseException:
-            model.__dict__ = before
-            raise
-
-    return fit_whole
-
-
 def check_fit_input(model: BaseEstimator, X: Any, y: Any) -> tuple[np.ndarray | torch.Tensor, Any]:
     """Return features and two-dimensional targets, checked; targets may stay on disk.
 
@@ -235,6 +259,22 @@ def check_fit_input(model: BaseEstimator, X: Any, y: Any) -> tuple[np.ndarray | 
     if len(y.shape) == 1:
         y = y.reshape(-1, 1) if isinstance(y, torch.Tensor) else column_or_1d(y)[:, None]
     return X, y
+
+
+def check_lengths(X: Any, y: Any, **labels: Any) -> None:
+    """Raise unless targets and labels, such as groups, have a row for each row of features."""
+    n_samples = np.shape(X)[0]
+    if y.shape[0] != n_samples:
+        raise ValueError(
+            f"X has {n_samples} rows, but y has {y.shape[0]}: pair features and responses by id "
+            "first."
+        )
+    for name, given in labels.items():
+        if given is not None and len(given) != n_samples:
+            raise ValueError(
+                f"`{name}` has {len(given)} labels, but there are {n_samples} rows. Give one label "
+                "per row."
+            )
 
 
 def check_features_input(model: BaseEstimator, X: Any, *, reset: bool) -> np.ndarray | torch.Tensor:
@@ -277,8 +317,19 @@ def as_tensor(values: Any, device: torch.device) -> torch.Tensor:
     """Return an array as a tensor on the device: float32 unless it is float64, without a copy."""
     if not isinstance(values, torch.Tensor):
         values = _from_numpy(np.asarray(values))
-    dtype = values.dtype if values.dtype == torch.float64 else torch.float32
-    return values.detach().to(device, dtype)
+    return values.detach().to(device, dtype_of(values))
+
+
+def dtype_of(values: Any) -> torch.dtype:
+    """Return in which type an array is computed with: float32 unless it is float64."""
+    dtype = values.dtype if hasattr(values, "dtype") else np.asarray(values).dtype
+    return torch.float64 if str(dtype).endswith("float64") else torch.float32
+
+
+def copies(values: Any, device: torch.device) -> bool:
+    """Return whether `as_tensor` copies an array: it is of another type, or on another device."""
+    same = str(getattr(values, "dtype", "")).removeprefix("torch.") in ("float32", "float64")
+    return not same or device.type not in str(getattr(values, "device", "cpu"))
 
 
 def _from_numpy(values: np.ndarray) -> torch.Tensor:

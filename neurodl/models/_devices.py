@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import heapq
 import queue
 import threading
@@ -14,7 +15,7 @@ import torch
 from sklearn.base import clone
 
 from neurodl.errors import DeviceError
-from neurodl.runtime import resolve_devices
+from neurodl.runtime import names_several, resolve_devices
 
 if TYPE_CHECKING:
     from neurodl.models._base import FoldPrediction, PenaltyCV
@@ -25,6 +26,24 @@ SECONDS_BETWEEN_LOOKS = 0.05
 
 class _Stopped(Exception):
     """The others have ended: what is not finished is not wanted."""
+
+
+def all_or_nothing(fit: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a `fit` that uses all devices, and leaves a model as it was unless it succeeds."""
+
+    @functools.wraps(fit)
+    def fit_whole(model: PenaltyCV, X: Any, y: Any = None, *args: Any, **labels: Any) -> Any:
+        before = dict(model.__dict__)
+        try:
+            if not names_several(model.device):
+                return fit(model, X, y, *args, **labels)
+            fit_on_several(lambda one, some: fit(one, X, some, *args, **labels), model, y)
+            return model
+        except BaseException:
+            model.__dict__ = before
+            raise
+
+    return fit_whole
 
 
 class SomeTargets:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from neurodl.errors import TooLargeError
 from neurodl.models._base import PenaltyCV, as_index, as_tensor
 from neurodl.models._solvers import gains
 from neurodl.runtime import available_memory, resolve_devices
@@ -99,7 +100,7 @@ def _fold_maps(
         for row, (train, test) in zip(alpha, splits, strict=True)
     )
     if n_bytes > available_memory(device) / 2:
-        raise MemoryError(
+        raise TooLargeError(
             f"The maps of all penalties take {n_bytes / 1e9:.1f} GB, more than half of what is "
             "free. Give fewer `alphas`, or fewer folds."
         )

@@ -10,9 +10,16 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 
 from neurodl.errors import listed
-from neurodl.models._base import PenaltyCV, as_tensor, check_features_input, check_fit_input
+from neurodl.models._base import (
+    PenaltyCV,
+    as_tensor,
+    check_features_input,
+    check_fit_input,
+    check_lengths,
+)
 from neurodl.models._design import Design, Runs, Scaling, fit_scaling
-from neurodl.models._spaces import LinearSpace
+from neurodl.models._preflight import Path
+from neurodl.models._spaces import LinearSpace, covariance_pays
 from neurodl.models._targets import Targets
 from neurodl.runtime import resolve_device
 
@@ -144,16 +151,19 @@ class RidgeCV(PenaltyCV):
             Values are not finite, lengths differ, or a parameter is out of range.
         """
         X, y = check_fit_input(self, X, y)
+        check_lengths(X, y, groups=groups, runs=runs)
         self._check_parameters()
         device = resolve_device(self.device)
+        inner_groups = self._inner_groups(groups, runs)
+        at_once = self._targets_at_once(X, y, [(range(len(X)), [])], inner_groups, device)
         features = as_tensor(X, device)
         own = torch.arange(len(features), device=device)
         space = self._space(features, own, runs, None)
         centred_by = self._centring_runs(runs, own.cpu(), [])
-        targets = Targets(y, features, None, self.nan_targets, centred_by)
+        targets = Targets(y, features, None, self.nan_targets, centred_by, at_once)
         grid = self._grid(space.mean_eigenvalue(own), device)
         fold = space.fold(own, None, float(grid[0]), targets.n_together)
-        chosen, scores = self._choose(fold, targets, grid, self._inner_groups(groups, runs))
+        chosen, scores = self._choose(fold, targets, grid, inner_groups)
         basis, centre = space.weight_basis(fold, own)
         basis = basis.to(features.dtype)
         weights, means = [], []
@@ -223,6 +233,14 @@ class RidgeCV(PenaltyCV):
                     "`delays` must be different whole numbers of samples, such as [1, 2, 3, 4], "
                     f"but got {self.delays!r}."
                 )
+
+    def _path(self, n_train: int, n_features: int, n_targets: int) -> Path:
+        """Return how training rows will be described."""
+        n_features *= 1 if self.delays is None else len(self.delays)
+        copies = 3.0 if self.centre == "runs" else 1.5
+        copies = copies if self.delays is None else 4.0
+        by_kernel = not covariance_pays(n_train, n_features, n_targets)
+        return Path(by_kernel, n_features, copies)
 
     def _space(
         self, features: torch.Tensor, own: torch.Tensor, runs: Any, last: Any
