@@ -38,6 +38,10 @@ class DeviceError(NeurodlError, RuntimeError):
     """The requested device is not there."""
 
 
+class TooLargeError(NeurodlError, MemoryError):
+    """A computation needs more memory than is free; the message says what takes the room."""
+
+
 class UnknownNameError(NeurodlError, ValueError):
     """A name (dataset, backbone, layer, key) does not exist; near matches are listed."""
 

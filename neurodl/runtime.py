@@ -8,9 +8,9 @@ import hashlib
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from neurodl.errors import DeviceError
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
+
+ALL_GPUS = "cuda:all"
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
@@ -60,6 +62,44 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     return chosen
 
 
+def names_several(device: Any) -> bool:
+    """Return whether `device` is a list, or all GPUs, in place of one device."""
+    return isinstance(device, list | tuple) or str(device) == ALL_GPUS
+
+
+def resolve_devices(device: Any = "auto") -> list[torch.device]:
+    """Return the torch devices that `device` names.
+
+    Parameters
+    ----------
+    device : str, torch.device, "cuda:all", or list of str or torch.device
+        One device (see `resolve_device`), every CUDA GPU, or several by name.
+
+    Raises
+    ------
+    DeviceError
+        One of them is not there, or the list is empty.
+
+    Examples
+    --------
+    >>> resolve_devices(["cpu", "cpu"])
+    [device(type='cpu'), device(type='cpu')]
+    """
+    import torch
+
+    if str(device) == ALL_GPUS:
+        n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        device = [f"cuda:{number}" for number in range(n_gpus)] or "cuda"
+    if not names_several(device):
+        return [resolve_device(device)]
+    if not device:
+        raise DeviceError(
+            "`device` is an empty list. Name at least one device, such as ['cuda:0', 'cuda:1'], "
+            "or use device='auto'."
+        )
+    return [resolve_device(one) for one in device]
+
+
 @functools.cache
 def _announce(device: str) -> None:
     """Log what "auto" chose, once per process and device."""
@@ -80,7 +120,8 @@ def describe_device(device: torch.device) -> str:
 def available_memory(device: torch.device) -> int:
     """Return how much memory is free for use on a device [bytes].
 
-    On the CPU that is what the system says is available, within the limit of its control group.
+    On the CPU that is what the system says is available, within the limit of its control group;
+    files that are kept in memory only for speed count as free.
     """
     import torch
 
@@ -91,20 +132,45 @@ def available_memory(device: torch.device) -> int:
     if meminfo.exists():
         line = next(line for line in meminfo.read_text().splitlines() if "MemAvailable" in line)
         free = 1024 * int(line.split()[1])
-    group = Path("/sys/fs/cgroup")
+    return max(min(free, _free_in_group(Path("/sys/fs/cgroup"))), 0)
+
+
+def _free_in_group(group: Path) -> int:
+    """Return how much memory a control group has left [bytes], sys.maxsize without a limit."""
     with contextlib.suppress(OSError, ValueError):
         limit = int((group / "memory.max").read_text())
-        free = min(free, limit - int((group / "memory.current").read_text()))
-    return max(free, 0)
+        lines = (group / "memory.stat").read_text().split("\n")
+        kept = dict(line.split() for line in lines if line)
+        files = int(kept["inactive_file"]) + int(kept["active_file"])
+        return limit - int((group / "memory.current").read_text()) + files
+    return sys.maxsize
 
 
 def progress(items: Iterable[Item], *, label: str, total: int | None = None) -> Iterator[Item]:
     """Iterate over `items` with a progress bar on standard error, if that is a terminal."""
+    yield from _bar(items, label=label, total=total)
+
+
+@contextlib.contextmanager
+def progress_bar(*, label: str, total: int) -> Iterator[Callable[[int], object]]:
+    """Show a progress bar, as `progress` does, that the block moves on by calling what it gets.
+
+    Examples
+    --------
+    >>> with progress_bar(label="fit", total=3) as advance:
+    ...     for n_done in (2, 1):
+    ...         _ = advance(n_done)
+    """
+    with _bar(None, label=label, total=total) as bar:
+        yield bar.update
+
+
+def _bar(items: Iterable[Any] | None, *, label: str, total: int | None) -> Any:
+    """Return the one kind of progress bar there is."""
     from tqdm import tqdm
 
-    yield from tqdm(
-        items, desc=label, total=total, disable=not sys.stderr.isatty(), leave=False, unit=""
-    )
+    silent = not sys.stderr.isatty()
+    return tqdm(items, desc=label, total=total, disable=silent, leave=False, unit="")
 
 
 def derive_seed(seed: int, *labels: object) -> int:

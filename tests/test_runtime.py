@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import logging
+import sys
 
 import pytest
 import torch
 
 from neurodl import runtime
 from neurodl.errors import DeviceError, did_you_mean, listed
-from neurodl.runtime import derive_seed, describe_device, progress, resolve_device
+from neurodl.runtime import (
+    derive_seed,
+    describe_device,
+    progress,
+    progress_bar,
+    resolve_device,
+    resolve_devices,
+)
 
 
 def without_gpu(monkeypatch, n_gpus=0):
@@ -47,9 +55,40 @@ def test_nonsense_is_an_error(device):
         resolve_device(device)
 
 
-def test_progress_is_silent_off_a_terminal(capsys):
+def test_several_devices(monkeypatch):
+    without_gpu(monkeypatch, n_gpus=2)
+    gpus = [torch.device("cuda:0"), torch.device("cuda:1")]
+    assert resolve_devices("cuda:all") == resolve_devices(["cuda:0", "cuda:1"]) == gpus
+    assert resolve_devices("cpu") == [torch.device("cpu")]
+    with pytest.raises(DeviceError, match="'cuda:2' .* sees 2 CUDA GPUs"):
+        resolve_devices(["cuda:0", "cuda:2"])
+    with pytest.raises(DeviceError, match="empty list"):
+        resolve_devices([])
+    without_gpu(monkeypatch)
+    with pytest.raises(DeviceError, match="sees 0 CUDA GPUs"):
+        resolve_devices("cuda:all")
+
+
+@pytest.mark.parametrize(
+    ("limit", "current", "free"), [("1000", "800", 500), ("max", "800", sys.maxsize)]
+)
+def test_memory_of_a_control_group_counts_files_as_free(tmp_path, limit, current, free):
+    (tmp_path / "memory.max").write_text(limit)
+    (tmp_path / "memory.current").write_text(current)
+    (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 200\nactive_file 100\n")
+    assert runtime._free_in_group(tmp_path) == free
+    assert runtime._free_in_group(tmp_path / "none") == sys.maxsize
+
+
+def test_progress_is_silent_off_a_terminal(capsys, monkeypatch):
     assert list(progress(range(3), label="work")) == [0, 1, 2]
+    with progress_bar(label="work", total=3) as advance:
+        advance(3)
     assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with progress_bar(label="work", total=3) as advance:
+        advance(3)
+    assert "work" in capsys.readouterr().err
 
 
 def test_seeds_differ_by_name():

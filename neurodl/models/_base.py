@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -13,12 +13,17 @@ from sklearn.utils.validation import check_consistent_length, column_or_1d, vali
 
 from neurodl.errors import NeurodlWarning, listed
 from neurodl.models._choose import choose, predictor
+from neurodl.models._devices import all_or_nothing, predict_on_several
 from neurodl.models._folds import Fold
+from neurodl.models._preflight import Path, Work, announced
+from neurodl.models._screening import can_screen
 from neurodl.models._solvers import SCORINGS
 from neurodl.models._spaces import Space
-from neurodl.models._splits import Splits, inner_splits
+from neurodl.models._splits import Splits, inner_splits, n_inner
 from neurodl.models._targets import Targets
-from neurodl.runtime import resolve_device
+from neurodl.runtime import available_memory, names_several, resolve_device
+
+N_AUTO = 17  # penalties of alphas="auto"
 
 
 class FoldPrediction(NamedTuple):
@@ -45,17 +50,30 @@ class PenaltyCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
     """Base of regressions that choose one penalty per target inside the training rows.
 
     A subclass has the parameters alphas, cv, scoring, nan_targets, screening, device and seed, and
-    makes a `Space` of features.
+    makes a `Space` of features. Its `fit` is for one device; here it learns to use several, and
+    to leave the model as it was where it does not come to its end.
     """
+
+    # The axis of targets of all that `fit` learns of each: with these, several devices can share
+    # the targets. It stays empty where targets cannot be fitted without the others.
+    _target_axes: ClassVar[dict[str, int]] = {}
+    _target_counts: ClassVar[tuple[str, ...]] = ("n_excluded_", "n_alphas_at_edge_")
 
     alphas: Any
     cv: Any
     scoring: str
     nan_targets: str
     screening: bool
-    device: str
+    device: Any
     seed: int
     _simplest = -1  # the place in the grid of what a target without any score gets
+    # How many targets of how many chose an edge of the grid, where that is said later.
+    _edges_seen: list[tuple[int, int, torch.Tensor]] | None = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "fit" in vars(cls):
+            cls.fit = all_or_nothing(cls.fit)
 
     def _space(self, features: torch.Tensor, own: torch.Tensor, runs: Any, last: Any) -> Space:
         """Return the feature space of all rows, scaled by the training rows `own`.
@@ -92,15 +110,23 @@ class PenaltyCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         FoldPrediction
         """
         self._check_parameters()
+        splits = list(splits)
+        if not splits:
+            raise ValueError("`splits` has no folds; give (train, test) row numbers of each.")
+        if names_several(self.device):
+            yield from predict_on_several(self, X, y, splits, groups=groups, runs=runs)
+            return
+        check_lengths(X, y, groups=groups, runs=runs)
         device = resolve_device(self.device)
-        features = as_tensor(X, device)
         groups = self._inner_groups(groups, runs)
+        at_once = self._targets_at_once(X, y, splits, groups, device)
+        features = as_tensor(X, device)
         space = None
         for fold, (train, test) in enumerate(splits):
             own, held = as_index(train, device), as_index(test, device)
             space = self._space(features, own, runs, space)
             centred_by = self._centring_runs(runs, train, test)
-            targets = Targets(y, features, np.asarray(train), self.nan_targets, centred_by)
+            targets = Targets(y, features, np.asarray(train), self.nan_targets, centred_by, at_once)
             parts = self._predict(space, own, held, targets, part_of(groups, train))
             for part in parts:
                 yield FoldPrediction(fold, *part)
@@ -117,6 +143,42 @@ class PenaltyCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
             predicted[torch.as_tensor(targets.excluded[block.columns])] = torch.nan
             yield block.columns, predicted.T, grid[chosen[block.columns]]
         self._warn_of_edges(chosen, grid)
+
+    def _path(self, n_train: int, n_features: int, n_targets: int) -> Path | None:
+        """Return how training rows will be described, or None if their memory is not known."""
+        return None
+
+    def _targets_at_once(
+        self, X: Any, y: Any, splits: Sequence[Any], groups: Any, device: torch.device
+    ) -> int | None:
+        """Return how many targets to read at once, with the memory told before anything starts.
+
+        Raises
+        ------
+        TooLargeError
+            What is free does not suffice.
+        """
+        train, test = max(splits, key=lambda split: len(split[0]))
+        (n_samples, n_features), n_targets = np.shape(X)[:2], int(y.shape[1])
+        path = self._path(len(train), n_features, int(getattr(y, "n_together", n_targets)))
+        if path is None:
+            return None
+        dtype = dtype_of(X)
+        n_alphas = N_AUTO if isinstance(self.alphas, str) else len(np.unique(self.alphas))
+        work = Work(
+            n_samples,
+            len(train),
+            len(test),
+            n_targets,
+            n_alphas,
+            n_inner(self.cv, len(train), part_of(groups, train)) if n_alphas > 1 else 0,
+            dtype.itemsize,
+            path,
+            screening=self.screening and can_screen(n_alphas, dtype, device),
+            input_bytes=n_samples * n_features * dtype.itemsize * copies(X, device),
+            device="cuda" if device.type == "cuda" else "cpu",
+        )
+        return announced(work, len(splits), available_memory(device))
 
     def _inner_groups(self, groups: Any, runs: Any) -> Any:
         """Return what inner folds keep whole."""
@@ -147,7 +209,7 @@ class PenaltyCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
     def _grid(self, space: Any, own: torch.Tensor) -> torch.Tensor:
         """Return what there is to choose from, the penalties: ascending, float64."""
         if isinstance(self.alphas, str):
-            alphas = (space.mean_eigenvalue(own) or 1.0) * np.logspace(-4, 4, 17)
+            alphas = (space.mean_eigenvalue(own) or 1.0) * np.logspace(-4, 4, N_AUTO)
         else:
             alphas = np.unique(np.asarray(self.alphas, float))
         return torch.as_tensor(alphas, dtype=torch.float64, device=own.device)
@@ -162,7 +224,7 @@ class PenaltyCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         groups: Any,
     ) -> Any:
         """Return the training rows `own` for `_choose`, ready to predict the rows `held`."""
-        return space.fold(own, held, float(grid[0]), targets.n_targets)
+        return space.fold(own, held, float(grid[0]), targets.n_together)
 
     def _choose(
         self, fold: Fold, targets: Targets, grid: torch.Tensor, groups: Any
@@ -186,14 +248,21 @@ class PenaltyCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         if len(grid) == 1:
             return 0
         n_at_edge = int(((chosen == 0) | (chosen == len(grid) - 1)).sum())
+        if self._edges_seen is None:
+            self._say_edges(n_at_edge, len(chosen), grid)
+        else:
+            self._edges_seen.append((n_at_edge, len(chosen), grid))
+        return n_at_edge
+
+    def _say_edges(self, n_at_edge: int, n_targets: int, grid: torch.Tensor) -> None:
+        """Warn of targets at the edges of the grid, if it was given."""
         if n_at_edge and not isinstance(self.alphas, str):
             warnings.warn(
-                f"{n_at_edge} of {len(chosen)} targets chose the smallest or largest "
+                f"{n_at_edge} of {n_targets} targets chose the smallest or largest "
                 f"of `alphas` ({grid[0]:g} to {grid[-1]:g}); widen the grid or use alphas='auto'.",
                 NeurodlWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
-        return n_at_edge
 
 
 def check_fit_input(model: BaseEstimator, X: Any, y: Any) -> tuple[np.ndarray | torch.Tensor, Any]:
@@ -221,6 +290,22 @@ def check_fit_input(model: BaseEstimator, X: Any, y: Any) -> tuple[np.ndarray | 
     if len(y.shape) == 1:
         y = y.reshape(-1, 1) if isinstance(y, torch.Tensor) else column_or_1d(y)[:, None]
     return X, y
+
+
+def check_lengths(X: Any, y: Any, **labels: Any) -> None:
+    """Raise unless targets and labels, such as groups, have a row for each row of features."""
+    n_samples = np.shape(X)[0]
+    if y.shape[0] != n_samples:
+        raise ValueError(
+            f"X has {n_samples} rows, but y has {y.shape[0]}: pair features and responses by id "
+            "first."
+        )
+    for name, given in labels.items():
+        if given is not None and len(given) != n_samples:
+            raise ValueError(
+                f"`{name}` has {len(given)} labels, but there are {n_samples} rows. Give one label "
+                "per row."
+            )
 
 
 def check_features_input(model: BaseEstimator, X: Any, *, reset: bool) -> np.ndarray | torch.Tensor:
@@ -263,8 +348,19 @@ def as_tensor(values: Any, device: torch.device) -> torch.Tensor:
     """Return an array as a tensor on the device: float32 unless it is float64, without a copy."""
     if not isinstance(values, torch.Tensor):
         values = _from_numpy(np.asarray(values))
-    dtype = values.dtype if values.dtype == torch.float64 else torch.float32
-    return values.detach().to(device, dtype)
+    return values.detach().to(device, dtype_of(values))
+
+
+def dtype_of(values: Any) -> torch.dtype:
+    """Return in which type an array is computed with: float32 unless it is float64."""
+    dtype = values.dtype if hasattr(values, "dtype") else np.asarray(values).dtype
+    return torch.float64 if str(dtype).endswith("float64") else torch.float32
+
+
+def copies(values: Any, device: torch.device) -> bool:
+    """Return whether `as_tensor` copies an array: it is of another type, or on another device."""
+    same = str(getattr(values, "dtype", "")).removeprefix("torch.") in ("float32", "float64")
+    return not same or device.type not in str(getattr(values, "device", "cpu"))
 
 
 def _from_numpy(values: np.ndarray) -> torch.Tensor:

@@ -18,6 +18,7 @@ from neurodl.runtime import available_memory
 # of the memory that is free.
 MEMORY_SHARE = 4
 MAP_BYTES = 2**26
+MAPS_PAY = 16  # products of the eigenbasis that a map of each penalty must save
 
 
 def choose(
@@ -94,7 +95,7 @@ class _Scorer:
         self.n_bytes += operator.n_bytes
         room = available_memory(grid.device) // MEMORY_SHARE
         if not self.inner and self.n_to_screen * operator.n_bytes <= room:
-            screens = isinstance(operator, HeldOut) and can_screen(operator)
+            screens = isinstance(operator, HeldOut) and can_screen(len(grid), dtype, grid.device)
             self.screen = Screen() if self.n_to_screen and screens else None
         self.full = self.screen is None and self.n_bytes + operator.n_bytes > room
         self.inner.append(split)
@@ -144,7 +145,7 @@ def _maps_pay(fold: DualFold, n_targets: int, used: torch.Tensor) -> bool:
     n_test = len(fold.test_basis())
     saved = n_targets * (n_train * width + width * n_test - n_train * n_test)
     small = len(used) * n_train * n_test * 4 <= MAP_BYTES
-    return small and saved > 16 * n_train * width * n_test
+    return small and saved > MAPS_PAY * n_train * width * n_test
 
 
 def _by_maps(

@@ -18,6 +18,7 @@ from neurodl.models._solvers import (
 from neurodl.models._targets import Block
 
 COMPOSED_BYTES = 2**26
+N_BASIS = 13  # basis predictions from which those of all penalties are made, at most about
 
 
 class View(NamedTuple):
@@ -133,7 +134,7 @@ class DualSplit:
         """
         e, train_basis, test_basis = self.fold.spectrum(self.train, self.test)
         assert test_basis is not None
-        n_maps = len(alphas) + min(13, len(alphas))
+        n_maps = len(alphas) + min(N_BASIS, len(alphas))
         if n_maps * len(self.train) * len(self.test) * dtype.itemsize <= COMPOSED_BYTES:
             return composed(e, train_basis, test_basis, alphas, self.scoring, dtype)
         if self.scoring == "r":

@@ -10,7 +10,13 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 
 from neurodl.errors import listed
-from neurodl.models._base import PenaltyCV, as_tensor, check_features_input, check_fit_input
+from neurodl.models._base import (
+    PenaltyCV,
+    as_tensor,
+    check_features_input,
+    check_fit_input,
+    check_lengths,
+)
 from neurodl.models._design import Design, Runs, Scaling, fit_scaling
 from neurodl.models._spaces import LinearSpace
 from neurodl.models._targets import Targets
@@ -58,15 +64,17 @@ class LinearCV(PenaltyCV):
             Values are not finite, lengths differ, or a parameter is out of range.
         """
         X, y = check_fit_input(self, X, y)
+        check_lengths(X, y, groups=groups, runs=runs)
         self._check_parameters()
         device = resolve_device(self.device)
+        groups = self._inner_groups(groups, runs)
+        at_once = self._targets_at_once(X, y, [(range(len(X)), [])], groups, device)
         features = as_tensor(X, device)
         own = torch.arange(len(features), device=device)
         space = self._space(features, own, runs, None)
         centred_by = self._centring_runs(runs, own.cpu(), [])
-        targets = Targets(y, features, None, self.nan_targets, centred_by)
+        targets = Targets(y, features, None, self.nan_targets, centred_by, at_once)
         grid = self._grid(space, own)
-        groups = self._inner_groups(groups, runs)
         fold = self._fold(space, own, None, targets, grid, groups)
         chosen, scores = self._choose(fold, targets, grid, groups)
         basis, centre = space.weight_basis(fold, own)

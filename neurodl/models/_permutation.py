@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from neurodl.errors import TooLargeError
 from neurodl.models._base import PenaltyCV, as_index, as_tensor
 from neurodl.models._solvers import gains
-from neurodl.runtime import available_memory, resolve_device
+from neurodl.runtime import available_memory, resolve_devices
 
 N_COLUMNS = 256  # targets whose rows, in any order, are read from the processor's cache
 N_ORDERS = 4  # orders that are multiplied at once
@@ -66,7 +67,7 @@ def permuted_r(
     columns, some_orders : slice
     r : numpy.ndarray, shape (n_some_orders, n_columns)
     """
-    device = resolve_device(model.device)
+    device = resolve_devices(model.device)[0]
     features = as_tensor(X, device)
     folds = _fold_maps(model, features, splits, alpha, runs)
     every_order = torch.as_tensor(orders, device=device)
@@ -99,7 +100,7 @@ def _fold_maps(
         for row, (train, test) in zip(alpha, splits, strict=True)
     )
     if n_bytes > available_memory(device) / 2:
-        raise MemoryError(
+        raise TooLargeError(
             f"The maps of all penalties take {n_bytes / 1e9:.1f} GB, more than half of what is "
             "free. Give fewer `alphas`, or fewer folds."
         )

@@ -19,14 +19,9 @@ N_CALIBRATION = 64  # targets that are scored in full at every penalty, to see t
 MAX_PENALTIES = 40  # beyond, so many lie close to the best that scoring all at once is faster
 
 
-def can_screen(operator: HeldOut) -> bool:
+def can_screen(n_alphas: int, dtype: torch.dtype, device: torch.device) -> bool:
     """Return whether screening pays: half precision is fast here, and penalties are few."""
-    mixing = operator.mixing
-    return (
-        mixing.dtype == torch.float32
-        and 2 < len(mixing) <= MAX_PENALTIES
-        and has_fast_half(mixing.device)
-    )
+    return dtype == torch.float32 and 2 < n_alphas <= MAX_PENALTIES and has_fast_half(device)
 
 
 def has_fast_half(device: torch.device) -> bool:

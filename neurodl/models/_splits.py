@@ -11,6 +11,15 @@ from sklearn.model_selection import GroupKFold, KFold, check_cv
 Splits = list[tuple[np.ndarray, np.ndarray]]
 
 
+def n_inner(cv: Any, n_samples: int, groups: Any) -> int:
+    """Return the number of inner folds; see `inner_splits`. That of an iterator counts as 5."""
+    if isinstance(cv, numbers.Integral):
+        return min(int(cv), n_samples if groups is None else len(np.unique(groups)))
+    if hasattr(cv, "get_n_splits"):
+        return int(cv.get_n_splits(np.empty((n_samples, 1)), None, groups))
+    return len(cv) if hasattr(cv, "__len__") else 5
+
+
 def inner_splits(cv: Any, n_samples: int, groups: Any, seed: int) -> Splits:
     """Return row numbers of training and test rows of each inner fold.
 

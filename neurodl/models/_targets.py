@@ -49,6 +49,8 @@ class Targets:
         `excluded`.
     runs : array-like, shape (n_rows,), optional
         The run of each row: the mean of each run is taken off.
+    at_once : int, optional
+        How many are read at once; by default `targets_at_once`.
     """
 
     def __init__(
@@ -58,19 +60,21 @@ class Targets:
         rows: np.ndarray | None = None,
         nan_targets: str = "error",
         runs: Any = None,
+        at_once: int | None = None,
     ) -> None:
         self.y, self.rows, self.dtype, self.device = y, rows, like.dtype, like.device
         self.n_samples = int(y.shape[0]) if rows is None else len(rows)
         self.n_targets = int(y.shape[1])
+        # with those on other devices: it decides how all are computed
+        self.n_together = int(getattr(y, "n_together", self.n_targets))
         self.excluded = np.zeros(self.n_targets, bool)
         self.nan_targets = nan_targets
         self.run: torch.Tensor | None = None
         if runs is not None:
             number = np.unique(np.asarray(runs), return_inverse=True)[1]
             self.run = torch.as_tensor(number, device=self.device)
-        kind = "cuda" if self.device.type == "cuda" else "cpu"
-        fitting = BLOCK_BYTES[kind] // (self.n_samples * self.dtype.itemsize or 1)
-        self.n_at_once = max(MIN_TARGETS, min(MAX_TARGETS[kind], fitting))
+        most = targets_at_once(self.n_samples, self.dtype.itemsize, self.device.type)
+        self.n_at_once = most if at_once is None else at_once
 
     def block(self, start: int) -> Block:
         """Return the targets from `start` on, as many as are read at once."""
@@ -141,6 +145,13 @@ class Targets:
             f"{columns.stop - 1}, such as target {columns.start + bad[0]} in rows {listed(rows)}. "
             "Leave these rows or targets out, or say nan_targets='exclude'."
         )
+
+
+def targets_at_once(n_samples: int, itemsize: int, device: str) -> int:
+    """Return how many targets are best read at once, if there is room."""
+    kind = "cuda" if device == "cuda" else "cpu"
+    fitting = BLOCK_BYTES[kind] // (n_samples * itemsize or 1)
+    return max(MIN_TARGETS, min(MAX_TARGETS[kind], fitting))
 
 
 def means_of_runs(values: torch.Tensor, run: torch.Tensor) -> torch.Tensor:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
 
-from neurodl.models._base import PenaltyCV, as_tensor, check_features_input, check_fit_input
+from neurodl.models._base import (
+    PenaltyCV,
+    as_tensor,
+    check_features_input,
+    check_fit_input,
+    check_lengths,
+)
 from neurodl.models._design import Scaling, fit_scaling
+from neurodl.models._preflight import Path
 from neurodl.models._solvers import gram
 from neurodl.models._spaces import KernelSpace
 from neurodl.models._targets import Targets
@@ -60,6 +67,15 @@ class KernelRidgeCV(PenaltyCV):
     True
     """
 
+    _target_axes: ClassVar[dict[str, int]] = {
+        "_weights": 1,
+        "_intercept": 0,
+        "dual_coef_": 1,
+        "intercept_": 0,
+        "alpha_": 0,
+        "cv_score_": 0,
+    }
+
     def __init__(
         self,
         alphas: Any = "auto",
@@ -72,7 +88,7 @@ class KernelRidgeCV(PenaltyCV):
         sd_floor: float = 0.1,
         nan_targets: str = "error",
         screening: bool = True,
-        device: str = "auto",
+        device: Any = "auto",
         seed: int = 0,
     ) -> None:
         self.alphas = alphas
@@ -109,12 +125,14 @@ class KernelRidgeCV(PenaltyCV):
             parameter is out of range.
         """
         X, y = check_fit_input(self, X, y)
+        check_lengths(X, y, groups=groups)
         self._check_parameters()
         device = resolve_device(self.device)
+        at_once = self._targets_at_once(X, y, [(range(len(X)), [])], groups, device)
         features = as_tensor(X, device)
         own = torch.arange(len(features), device=device)
         space = self._space(features, own, None, None)
-        targets = Targets(y, features, None, self.nan_targets)
+        targets = Targets(y, features, None, self.nan_targets, None, at_once)
         grid = self._grid(space, own)
         fold = self._fold(space, own, None, targets, grid, groups)
         chosen, scores = self._choose(fold, targets, grid, groups)
@@ -171,6 +189,10 @@ class KernelRidgeCV(PenaltyCV):
             raise ValueError(f"`gamma` must be 'auto' or > 0, but got {self.gamma!r}.")
         if not 0 < self.sd_floor <= 1:
             raise ValueError(f"`sd_floor` must lie in (0, 1], but got {self.sd_floor}.")
+
+    def _path(self, n_train: int, n_features: int, n_targets: int) -> Path:
+        """Return how training rows will be described: by the kernel of all rows."""
+        return Path(True, n_features, 1.0 if self.kernel == "linear" else 4.0)
 
     def _space(
         self, features: torch.Tensor, own: torch.Tensor, runs: Any, last: Any

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from neurodl.models._linear import LinearCV
+from neurodl.models._preflight import Path
+from neurodl.models._spaces import covariance_pays
 
 
 class RidgeCV(LinearCV):
@@ -42,8 +44,8 @@ class RidgeCV(LinearCV):
     screening : bool
         Whether half-precision products may tell, where the hardware has them, which penalties are
         worth scoring in full. The result is the same; False is slower.
-    device : {"auto", "cpu", "cuda", "mps"}
-        See `resolve_device`.
+    device : {"auto", "cpu", "cuda", "cuda:all", "mps"}, or a list of devices
+        See `resolve_devices`. Several share the targets.
     seed : int
         Shuffles the inner folds.
 
@@ -74,6 +76,14 @@ class RidgeCV(LinearCV):
     True
     """
 
+    _target_axes: ClassVar[dict[str, int]] = {
+        "_weights": 1,
+        "_intercept": 0,
+        "intercept_": 0,
+        "alpha_": 0,
+        "cv_score_": 0,
+    }
+
     def __init__(
         self,
         alphas: Any = "auto",
@@ -86,7 +96,7 @@ class RidgeCV(LinearCV):
         centre: str = "all",
         nan_targets: str = "error",
         screening: bool = True,
-        device: str = "auto",
+        device: Any = "auto",
         seed: int = 0,
     ) -> None:
         self.alphas = alphas
@@ -100,3 +110,11 @@ class RidgeCV(LinearCV):
         self.screening = screening
         self.device = device
         self.seed = seed
+
+    def _path(self, n_train: int, n_features: int, n_targets: int) -> Path:
+        """Return how training rows will be described."""
+        n_features *= 1 if self.delays is None else len(self.delays)
+        copies = 3.0 if self.centre == "runs" else 1.5
+        copies = copies if self.delays is None else 4.0
+        by_kernel = not covariance_pays(n_train, n_features, n_targets)
+        return Path(by_kernel, n_features, copies)

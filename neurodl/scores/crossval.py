@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -18,8 +18,9 @@ from sklearn.base import clone
 from neurodl import __version__
 from neurodl.errors import NeurodlWarning, SchemaError
 from neurodl.metrics import pearson_r, r2, r2_by_band
+from neurodl.models._base import FoldPrediction
 from neurodl.responses import average_repeats
-from neurodl.runtime import describe_device, progress, resolve_device
+from neurodl.runtime import describe_device, progress_bar, resolve_devices
 from neurodl.schema import (
     check_features,
     check_responses,
@@ -140,10 +141,9 @@ def cross_validate(
             "No target can be scored: all have missing values or do not vary in some fold."
         )
     fold_scores = _Fits(model, rows, used, keep_predictions)
-    results = [
-        fold_scores.layer(array.values)
-        for array in progress(layers.values(), label="fit", total=len(layers))
-    ]
+    n_steps = len(layers) * len(splits) * int(used.sum())
+    with progress_bar(label="fit", total=n_steps) as advance:
+        results = [fold_scores.layer(array.values, advance) for array in layers.values()]
     fold_scores.warn()
     scores = _dataset(results, layers, responses, splits, keep_predictions, observed)
     scores = _with_bands(scores, fold_scores.by_band, rows.bands)
@@ -227,8 +227,10 @@ def paired_rows(
 
 def _device(model: Any) -> dict[str, str]:
     """Return where the model runs, if it can be told."""
-    name = getattr(model, "device", None)
-    return {"device": describe_device(resolve_device(name))} if isinstance(name, str) else {}
+    name = getattr(last_step(model), "device", None)
+    if not isinstance(name, str | list | tuple | torch.device):
+        return {}
+    return {"device": ", ".join(describe_device(device) for device in resolve_devices(name))}
 
 
 def _own_ceiling(responses: xr.DataArray) -> xr.DataArray | None:
@@ -294,36 +296,43 @@ class _Fits:
         self.n_fits = 0
         self.by_band: dict[str, np.ndarray] = {}
 
-    def layer(self, features: np.ndarray) -> dict[str, np.ndarray]:
-        """Return r, r2, alpha (fold, target) and predictions (sample, target) of one layer."""
+    def layer(
+        self, features: np.ndarray, advance: Callable[[int], object]
+    ) -> dict[str, np.ndarray]:
+        """Return r, r2, alpha (fold, target) and predictions (sample, target) of one layer.
+
+        `advance` is told how many targets are done, fold by fold.
+        """
         shape = (len(self.splits), len(self.used))
         result = {name: np.full(shape, np.nan, np.float32) for name in ("r", "r2", "alpha")}
         if self.keep_predictions:
             n_rows = len(self.observed)
             result["predicted"] = np.full((n_rows, len(self.used)), np.nan, np.float32)
         columns = np.flatnonzero(self.used)
-        with self._collected():
-            for fold, chosen, predicted, alpha, by_band in self._predictions(features):
-                test, places = self.splits[fold][1], columns[chosen]
-                observed = torch.as_tensor(self.observed[test][:, chosen], device=predicted.device)
-                result["r"][fold, places] = pearson_r(predicted, observed).cpu().numpy()
-                result["r2"][fold, places] = r2(predicted, observed).cpu().numpy()
-                result["alpha"][fold, places] = alpha
-                self._keep(by_band, fold, places)
+        with self._collected(), closing(self._predictions(features)) as parts:
+            for part in parts:
+                test, places = self.splits[part.fold][1], columns[part.columns]
+                predicted = part.predicted
+                observed = self.observed[test][:, part.columns]
+                observed = torch.as_tensor(observed, device=predicted.device)
+                result["r"][part.fold, places] = pearson_r(predicted, observed).cpu().numpy()
+                result["r2"][part.fold, places] = r2(predicted, observed).cpu().numpy()
+                result["alpha"][part.fold, places] = part.alpha.cpu().numpy()
+                by_band = dict(part.by_band or {})
+                if part.parts is not None:
+                    by_band["r2_by_band"] = r2_by_band(part.parts, predicted, observed)
+                self._keep(by_band, part.fold, places)
                 if self.keep_predictions:
                     result["predicted"][np.ix_(test, places)] = predicted.cpu().numpy()
+                advance(len(places))
         return result
 
-    def _predictions(
-        self, features: np.ndarray
-    ) -> Iterator[tuple[int, slice, torch.Tensor, np.ndarray | float, Mapping[str, Any]]]:
-        """Yield fold, targets, their predictions (n_test, n_targets), penalties, and by band."""
+    def _predictions(self, features: np.ndarray) -> Generator[FoldPrediction, None, None]:
+        """Yield the predictions of some targets in some fold."""
         if hasattr(self.model, "predict_folds"):
             model = clone(self.model, safe=False)
             labels = {"groups": self.groups} | ({} if self.runs is None else {"runs": self.runs})
-            for part in model.predict_folds(features, self.observed, self.splits, **labels):
-                alpha, by_band = part.alpha.cpu().numpy(), part.by_band or {}
-                yield part.fold, part.columns, part.predicted, alpha, by_band
+            yield from model.predict_folds(features, self.observed, self.splits, **labels)
             self.n_fits += len(self.splits)
             return
         for fold, (train, test) in enumerate(self.splits):
@@ -337,7 +346,8 @@ class _Fits:
             labels = {} if self.runs is None else {"runs": self.runs[test]}
             predicted = np.asarray(fitted.predict(features[held], **labels), np.float32)
             predicted = predicted.reshape(len(test), -1)
-            yield fold, slice(None), torch.from_numpy(predicted), _alpha(fitted), {}
+            alpha = torch.as_tensor(_alpha(fitted))
+            yield FoldPrediction(fold, slice(None), torch.from_numpy(predicted), alpha)
 
     def _keep(self, by_band: Mapping[str, torch.Tensor], fold: int, places: np.ndarray) -> None:
         """Keep what a model says of each band."""

@@ -141,10 +141,10 @@ def test_targets_without_a_score_stay_without(screened):
 
 
 def test_screening_is_only_for_few_penalties_in_single_precision(monkeypatch):
-    made, _ = operator()
+    cpu = torch.device("cpu")
     monkeypatch.setattr(_screening, "has_fast_half", lambda device: True)
-    assert _screening.can_screen(made)
-    assert not _screening.can_screen(made._replace(mixing=made.mixing.double()))
-    assert not _screening.can_screen(made._replace(mixing=made.mixing.repeat(4, 1)))
+    assert _screening.can_screen(15, torch.float32, cpu)
+    assert not _screening.can_screen(15, torch.float64, cpu)
+    assert not _screening.can_screen(60, torch.float32, cpu)
     monkeypatch.setattr(_screening, "has_fast_half", lambda device: False)
-    assert not _screening.can_screen(made)
+    assert not _screening.can_screen(15, torch.float32, cpu)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -10,9 +13,10 @@ from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.model_selection import KFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from tqdm import tqdm
 
 from neurodl.errors import NeurodlWarning, PairingError, SchemaError, UnknownNameError
-from neurodl.models import RidgeCV
+from neurodl.models import RidgeCV, _targets
 from neurodl.scores import cross_validate, make_splits
 
 IDS = [f"image{i:02d}" for i in range(60)]
@@ -230,3 +234,45 @@ def test_same_seed_same_scores(features, responses):
     xr.testing.assert_equal(first, second)
     other = cross_validate(RidgeCV(device="cpu"), features, responses, seed=5)
     assert not np.allclose(first["r"], other["r"])
+
+
+def test_several_devices_give_the_same_scores_and_are_named(features, responses):
+    single = cross_validate(RidgeCV(device="cpu"), features, responses)
+    several = cross_validate(RidgeCV(device=["cpu", "cpu"]), features, responses)
+    xr.testing.assert_allclose(several, single, atol=1e-5)
+    assert several.attrs["device"] == ", ".join([single.attrs["device"]] * 2)
+    pipeline = make_pipeline(StandardScaler(), RidgeCV(device="cpu"))
+    assert cross_validate(pipeline, features, responses).attrs["device"].startswith("cpu (")
+
+
+@pytest.mark.parametrize("model", [RidgeCV(device="cpu"), Ridge()])
+def test_one_bar_counts_layers_folds_and_targets(features, responses, monkeypatch, capsys, model):
+    monkeypatch.setattr(_targets, "MAX_TARGETS", {"cpu": 2})
+    monkeypatch.setattr(_targets, "MIN_TARGETS", 1)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    update, steps = tqdm.update, []
+    monkeypatch.setattr(
+        tqdm, "update", lambda bar, n: [steps.append((bar.total, n)), update(bar, n)]
+    )
+    cross_validate(model, features, responses, cv=4)
+    assert {total for total, _ in steps} == {40}  # 2 layers x 4 folds x 5 targets
+    assert sum(n for _, n in steps) == 40 and len(steps) >= 8
+    written = capsys.readouterr().err
+    assert "fit:" in written and "\n" not in written  # one line, that is cleared
+
+
+@pytest.mark.parametrize("device", ["cpu", ["cpu", "cpu"]])
+def test_an_interrupt_ends_it_and_leaves_no_thread(features, responses, device, monkeypatch):
+    read, seen = _targets.Targets.block, []
+
+    def interrupted(self, start):
+        seen.append(start)
+        if len(seen) > 9:
+            raise KeyboardInterrupt
+        return read(self, start)
+
+    monkeypatch.setattr(_targets.Targets, "block", interrupted)
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        cross_validate(RidgeCV(device=device), features, responses)
+    assert threading.active_count() == before
