@@ -78,8 +78,8 @@ class Encoder:
                 return [self.encode(one, f"{name}[{i}]") for i, one in enumerate(value)]
             if isinstance(value, tuple) and not hasattr(value, "_fields"):
                 return {"tuple": [self.encode(x, f"{name}[{i}]") for i, x in enumerate(value)]}
-            if isinstance(value, range):
-                return {"range": [value.start, value.stop, value.step]}
+            if isinstance(value, (range, slice)):
+                return {type(value).__name__: [value.start, value.stop, value.step]}
             if isinstance(value, dict):
                 return {"dict": [[self.encode(key, name), self.encode(one, f"{name}[{key!r}]")]
                                  for key, one in value.items()]}  # fmt: skip
@@ -157,6 +157,7 @@ class Decoder:
             "device": lambda _: self.device,
             "tuple": lambda items: tuple(self.decode(items)),
             "range": lambda bounds: range(*bounds),
+            "slice": lambda bounds: slice(*bounds),
             "dict": lambda items: {self.decode(key): self.decode(one) for key, one in items},
         }
         return simple[kind](content)

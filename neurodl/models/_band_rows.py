@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from neurodl.models._bands import Columns
 from neurodl.models._design import Design, Scaling
 from neurodl.models._folds import held_moments
 from neurodl.models._heldout import Part
@@ -54,6 +55,8 @@ class Bands:
 
     Parameters
     ----------
+    columns : dict of str to slice or torch.Tensor
+        The columns of each band by its name.
     kernels : list of torch.Tensor, shape (n_samples, n_samples), float64, or None
         One for each band.
     designs : list of Design, or None
@@ -64,11 +67,13 @@ class Bands:
 
     def __init__(
         self,
+        columns: dict[str, Columns],
         kernels: list[torch.Tensor] | None,
         designs: list[Design] | None,
         own: torch.Tensor,
     ) -> None:
-        self.kernels, self.designs, self.own = kernels, designs or [], own
+        self.columns, self.kernels, self.own = columns, kernels, own
+        self.designs = designs or []
         if kernels is None:
             unit = [_mean_square(design, own) for design in self.designs]
         else:

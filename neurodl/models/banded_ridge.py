@@ -163,9 +163,10 @@ class BandedRidgeCV(LinearCV):
         gains = torch.cat([found.log_gains for _, found, _ in solved]).exp()
         means = torch.cat([block.mean for block, _, _ in solved])
         self._keep(bands, own, solution, gains, means)
-        self.bands_ = list(self._columns)
+        self.bands_ = list(bands.columns)
         self.intercept_ = self._at_zero()
-        penalties = bands.unit[:, None] / gains.T
+        penalties = torch.empty_like(gains.T, memory_format=torch.contiguous_format)
+        penalties.copy_(bands.unit[:, None] / gains.T)
         penalties[:, torch.as_tensor(targets.excluded)] = torch.nan
         self.alpha_by_band_, self.alpha_ = (
             penalties.cpu().numpy(),
@@ -288,12 +289,12 @@ class BandedRidgeCV(LinearCV):
 
     def _space(self, features: torch.Tensor, own: torch.Tensor, runs: Any, last: Any) -> Any:
         """Return the bands of all rows, scaled by the training rows `own`."""
-        self._columns = band_columns(self.bands, features.shape[1])
-        parts = {name: features[:, some] for name, some in self._columns.items()}
+        columns = band_columns(self.bands, features.shape[1])
+        parts = {name: features[:, some] for name, some in columns.items()}
         if self.kernel == "precomputed":
             for name, part in parts.items():
                 check_kernel(part, f" of {name!r}")
-            return Bands([part.double() for part in parts.values()], None, own)
+            return Bands(columns, [part.double() for part in parts.values()], None, own)
         scalings = [
             fit_scaling(part, own, standardize=self.standardize, sd_floor=self.sd_floor)
             for part in parts.values()
@@ -301,11 +302,11 @@ class BandedRidgeCV(LinearCV):
         pairs = zip(parts.values(), scalings, strict=True)
         designs = [self._design(part, scaling, runs) for part, scaling in pairs]
         if sum(design.n_features for design in designs) <= FEATURES_PER_ROW * len(own):
-            return Bands(None, designs, own)
+            return Bands(columns, None, designs, own)
         if last is not None and last.kernels is not None and not self.standardize:
-            return Bands(last.kernels, designs, own)
+            return Bands(columns, last.kernels, designs, own)
         kernels = [design.kernel(1e-4 * design.mean_eigenvalue(own)) for design in designs]
-        return Bands(kernels, designs, own)
+        return Bands(columns, kernels, designs, own)
 
     def _keep(
         self,
@@ -317,7 +318,7 @@ class BandedRidgeCV(LinearCV):
     ) -> None:
         """Keep the weights of each band, and the intercept."""
         self._bands, self._intercept = [], means
-        for band, columns in enumerate(self._columns.values()):
+        for band, columns in enumerate(bands.columns.values()):
             weights = (solution * gains[:, band, None] / bands.unit[band]).T
             design = bands.designs[band] if bands.designs else None
             if design is not None and design.n_features <= MAX_FEATURES_PER_SAMPLE * len(own):

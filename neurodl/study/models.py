@@ -10,6 +10,7 @@ from neurodl.errors import listed
 from neurodl.study.sections import ModelSection, Study
 
 COMMON = ("cv", "scoring", "standardize", "sd_floor")
+TIMED = ("delays", "centre")
 # Parameters that no key sets: [run] and [study] have the first two; results do not depend on the
 # third; targets with missing values are left out before a model could see them.
 ELSEWHERE = ("device", "seed", "screening", "nan_targets")
@@ -29,7 +30,7 @@ class ModelKind(NamedTuple):
 
 
 MODELS: Mapping[str, ModelKind] = {
-    "ridge": ModelKind("RidgeCV", ("alphas", *COMMON, "delays", "centre")),
+    "ridge": ModelKind("RidgeCV", ("alphas", *COMMON, *TIMED)),
     "kernel_ridge": ModelKind(
         "KernelRidgeCV",
         ("alphas", "kernel", "gamma", *COMMON),
@@ -37,15 +38,19 @@ MODELS: Mapping[str, ModelKind] = {
     ),
     "banded_ridge": ModelKind(
         "BandedRidgeCV",
-        ("alphas", "bands", "n_candidates", "kernel", *COMMON),
+        ("alphas", "bands", "alphas_by_band", "kernel", "refine", *COMMON, *TIMED),
         ("linear", "precomputed"),
     ),
-    "stacked_ridge": ModelKind("StackedRidgeCV", ("alphas", "bands", "combine", *COMMON)),
-    "pls": ModelKind("PLS", ("n_components", "targets", *COMMON)),
-    "reduced_rank_ridge": ModelKind(
-        "ReducedRankRidgeCV", ("alphas", "ranks", "cv", "standardize", "sd_floor")
+    "stacked_ridge": ModelKind(
+        "StackedRidgeCV",
+        ("alphas", "bands", "combine", "kernel", *COMMON),
+        ("linear", "precomputed"),
     ),
-    "fractional_ridge": ModelKind("FractionalRidgeCV", ("fractions", *COMMON)),
+    "pls": ModelKind("PLS", ("n_components", "targets", *COMMON, *TIMED)),
+    "reduced_rank_ridge": ModelKind(
+        "ReducedRankRidgeCV", ("alphas", "ranks", "cv", "standardize", "sd_floor", *TIMED)
+    ),
+    "fractional_ridge": ModelKind("FractionalRidgeCV", ("fractions", *COMMON, *TIMED)),
 }
 
 

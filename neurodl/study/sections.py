@@ -168,8 +168,9 @@ class ModelSection(Section):
         default_factory=lambda given: "rbf" if given.get("name") == "kernel_ridge" else "linear",
     )
     gamma: float | Literal["auto"] = _key("'auto' or a number: the width of 'rbf'", "auto")
-    bands: list[int] | list[str] | None = _key("a list: see BandedRidgeCV")
-    n_candidates: int | None = _key("a whole number: see BandedRidgeCV")
+    bands: dict[str, int] | None = _key("a table of the number of features of each band")
+    alphas_by_band: list[float] | None = _key("a list of numbers: see BandedRidgeCV")
+    refine: int = _key("a whole number: see BandedRidgeCV", 1)
     combine: Literal["stack", "select"] = _key("'stack' or 'select': see StackedRidgeCV", "stack")
     n_components: Literal["auto"] | int | list[int] = _key(
         "'auto', a whole number or a list of them: see PLS", "auto"
