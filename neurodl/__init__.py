@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from neurodl.io.events import read_events
     from neurodl.io.nifti import read_nifti, to_image
     from neurodl.io.store import load, save
-    from neurodl.models import KernelRidgeCV, RidgeCV
+    from neurodl.models import KernelRidgeCV, RidgeCV, StackedRidgeCV
     from neurodl.reports import report
     from neurodl.responses import (
         average_repeats,
@@ -80,7 +80,7 @@ _HOMES = {
         "extract_features",
         "extract_kernels",
     ),
-    "neurodl.models": ("KernelRidgeCV", "RidgeCV"),
+    "neurodl.models": ("KernelRidgeCV", "RidgeCV", "StackedRidgeCV"),
     "neurodl.scores": ("cross_validate", "noise_ceiling", "permutation_test"),
     "neurodl.reports": ("report",),
     "neurodl.study": ("load_study", "run_study"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
@@ -71,6 +72,13 @@ class Targets:
         kind = "cuda" if self.device.type == "cuda" else "cpu"
         fitting = BLOCK_BYTES[kind] // (self.n_samples * self.dtype.itemsize or 1)
         self.n_at_once = max(MIN_TARGETS, min(MAX_TARGETS[kind], fitting))
+
+    def some(self, columns: slice) -> Targets:
+        """Return the targets of some columns, which are numbered anew."""
+        part = copy.copy(self)
+        part.y, part.excluded = self.y[:, columns], self.excluded[columns]
+        part.n_targets = len(part.excluded)
+        return part
 
     def block(self, start: int) -> Block:
         """Return the targets from `start` on, as many as are read at once."""

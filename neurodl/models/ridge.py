@@ -10,8 +10,15 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 
 from neurodl.errors import listed
-from neurodl.models._base import PenaltyCV, as_tensor, check_features_input, check_fit_input
+from neurodl.models._base import (
+    PenaltyCV,
+    as_tensor,
+    check_features_input,
+    check_fit_input,
+    weights_at,
+)
 from neurodl.models._design import Design, Runs, Scaling, fit_scaling
+from neurodl.models._folds import Fold
 from neurodl.models._spaces import LinearSpace
 from neurodl.models._targets import Targets
 from neurodl.runtime import resolve_device
@@ -146,21 +153,7 @@ class RidgeCV(PenaltyCV):
         grid = self._grid(space.mean_eigenvalue(own), device)
         fold = space.fold(own, None, float(grid[0]), targets.n_targets)
         chosen, scores = self._choose(fold, targets, grid, self._inner_groups(groups, runs))
-        basis, centre = space.weight_basis(fold, own)
-        basis = basis.to(features.dtype)
-        weights, means = [], []
-        for block, part in targets.map(
-            lambda block: basis @ fold.filtered(fold.view(block), grid[chosen[block.columns]]).T
-        ):
-            part[:, torch.as_tensor(targets.excluded[block.columns])] = torch.nan
-            weights.append(part)
-            means.append(block.mean)
-        self._weights = torch.cat(weights, 1)
-        self._intercept = torch.cat(means) - centre.to(features.dtype) @ self._weights
-        self._scaling = space.design.scaling
-        self._train_design = None if len(basis) == space.design.n_features else space.design
-        self.n_floored_ = self._scaling.n_floored
-        self.intercept_ = self._intercept.cpu().numpy()
+        self._fit_weights(space, fold, targets, grid[chosen])
         self.alpha_ = grid[chosen].cpu().numpy()
         self.cv_score_ = scores.cpu().numpy()
         self.alpha_[targets.excluded] = self.cv_score_[targets.excluded] = np.nan
@@ -201,6 +194,18 @@ class RidgeCV(PenaltyCV):
         n_delays = len(weights) // len(self._scaling.scale)
         coef = (weights / self._scaling.scale.repeat(n_delays)[:, None]).T.cpu().numpy()
         return coef[0] if self._single_target else coef
+
+    def _fit_weights(
+        self, space: LinearSpace, fold: Fold, targets: Targets, penalties: torch.Tensor
+    ) -> None:
+        """Keep the weights of features, or of the training rows where these are fewer."""
+        own = torch.arange(targets.n_samples, device=targets.device)
+        basis, centre = space.weight_basis(fold, own)
+        self._weights, self._intercept = weights_at(fold, targets, penalties, basis, centre)
+        self._scaling = space.design.scaling
+        self._train_design = None if len(basis) == space.design.n_features else space.design
+        self.n_floored_ = self._scaling.n_floored
+        self.intercept_ = self._intercept.cpu().numpy()
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
