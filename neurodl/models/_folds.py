@@ -72,6 +72,7 @@ class DualFold:
     ) -> None:
         self.kernel, self.own, self.held = kernel, own, held
         self._whole: Spectrum | None = None
+        self._nested: dict[bytes, DualFold] | None = None
 
     @property
     def whole(self) -> Spectrum:
@@ -79,6 +80,17 @@ class DualFold:
         if self._whole is None:
             self._whole = dual_spectrum(self.kernel, self.own, self.held)
         return self._whole
+
+    def keep_nested(self) -> None:
+        """Keep folds within this one, with their decompositions, once they have been made."""
+        self._nested = {}
+
+    def nested(self, train: torch.Tensor, test: torch.Tensor) -> DualFold:
+        """Return a fold of the own rows `train` that predicts the own rows `test`."""
+        fold = DualFold(self.kernel, self.own[train], self.own[test])
+        if self._nested is None:
+            return fold
+        return self._nested.setdefault(torch.cat([train, test]).cpu().numpy().tobytes(), fold)
 
     def split(self, train: torch.Tensor, test: torch.Tensor, scoring: str) -> DualSplit:
         """Return an inner split, given by row numbers among the fold's own rows."""
@@ -121,9 +133,7 @@ class DualSplit:
 
         Composed takes fewer operations, but memory for every pair of rows and penalty.
         """
-        own = self.fold.own
-        spectrum = dual_spectrum(self.fold.kernel, own[self.train], own[self.test])
-        e, train_basis, test_basis = spectrum
+        e, train_basis, test_basis = self.fold.nested(self.train, self.test).whole
         assert test_basis is not None
         n_maps = len(alphas) + min(13, len(alphas))
         if n_maps * len(self.train) * len(self.test) * dtype.itemsize <= COMPOSED_BYTES:

@@ -10,102 +10,12 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from sklearn.base import clone
 
-from neurodl.models._bands import Columns
-from neurodl.models._choose import MEMORY_SHARE, choose, predictor
-from neurodl.models._folds import Fold
+from neurodl.models._band_folds import BandFolds, Penalties
+from neurodl.models._choose import MEMORY_SHARE, predictor
 from neurodl.models._simplex import simplex_weights
-from neurodl.models._splits import Splits
 from neurodl.models._targets import MIN_TARGETS, Block, Targets
-from neurodl.models.kernel_ridge import KernelRidgeCV
-from neurodl.models.ridge import RidgeCV
 from neurodl.runtime import available_memory
-
-
-class Penalties(NamedTuple):
-    """The chosen penalties of one band.
-
-    grid : (n_alphas,), ascending, float64
-    place : (n_targets,), where in the grid each target's penalty is
-    score : (n_targets,), the mean inner score at it
-    """
-
-    grid: torch.Tensor
-    place: torch.Tensor
-    score: torch.Tensor
-
-    @property
-    def alpha(self) -> torch.Tensor:
-        """The penalty of each target, (n_targets,)."""
-        return self.grid[self.place]
-
-    def some(self, columns: slice) -> Penalties:
-        """Return the penalties of some targets."""
-        return Penalties(self.grid, self.place[columns], self.score[columns])
-
-
-class BandSpaces:
-    """The feature space of each band, scaled by the training rows of a fold.
-
-    A space may hold a kernel of all rows. As many bands as fit into a share of the memory keep
-    theirs; the others are made anew each time.
-
-    Parameters
-    ----------
-    model : RidgeCV or KernelRidgeCV
-        Makes the space of a band, and its grid of penalties.
-    features : torch.Tensor, shape (n_samples, n_features)
-    columns : dict of str to slice or torch.Tensor
-        See `band_columns`.
-    """
-
-    def __init__(
-        self, model: RidgeCV | KernelRidgeCV, features: torch.Tensor, columns: dict[str, Columns]
-    ) -> None:
-        self.model, self.features, self.columns = model, features, list(columns.values())
-        room = available_memory(features.device) // MEMORY_SHARE
-        self.n_kept = room // (8 * len(features) ** 2)
-        self.kept: dict[int, Any] = {}
-        self.last: dict[int, Any] = {}
-
-    def __len__(self) -> int:
-        return len(self.columns)
-
-    def scale_by(self, own: torch.Tensor) -> None:
-        """Go on to a fold with the training rows `own`."""
-        self.own, self.last, self.kept = own, self.kept, {}
-
-    def space(self, band: int) -> Any:
-        """Return the feature space of a band."""
-        if band in self.kept:
-            return self.kept[band]
-        features = self.features[:, self.columns[band]]
-        space = self.model._space(features, self.own, None, self.last.pop(band, None))
-        if band < self.n_kept:
-            self.kept[band] = space
-        return space
-
-    def choose(self, band: int, targets: Targets, splits: Splits) -> Penalties:
-        """Return the best penalties of a band over inner splits of the training rows."""
-        model, space = self.model, self.space(band)
-        grid = model._grid(space.mean_eigenvalue(self.own), self.features.device)
-        fold = space.fold(self.own, None, float(grid[0]), targets.n_targets)
-        index, score = choose(fold, targets, splits, grid, model.scoring, screening=model.screening)
-        return Penalties(grid, index, score)
-
-    def fitted(self, band: int, targets: Targets, alpha: torch.Tensor) -> RidgeCV | KernelRidgeCV:
-        """Return the model of a band at penalties (n_targets,), where all rows are its own."""
-        model: RidgeCV | KernelRidgeCV = clone(self.model)
-        space, alpha = self.space(band), alpha.nan_to_num(1.0)
-        fold = space.fold(self.own, None, float(alpha.min()), targets.n_targets)
-        model._fit_weights(space, fold, targets, alpha)
-        return model
-
-    def fold(self, band: int, own: torch.Tensor, held: torch.Tensor, penalties: Penalties) -> Fold:
-        """Return some of the training rows, ready to predict others by a band."""
-        smallest = float(penalties.grid[0])
-        return self.space(band).fold(own, held, smallest, len(penalties.place))
 
 
 def target_slices(targets: Targets, n_bands: int, n_left_out: int, n_held: int) -> Iterator[slice]:
@@ -160,34 +70,26 @@ def of_leading(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
 
 
 def combinations(
-    spaces: BandSpaces,
-    targets: Targets,
-    splits: Splits,
-    penalties: list[Penalties],
-    combine: str,
-    n_held: int = 0,
+    bands: BandFolds, targets: Targets, penalties: list[Penalties]
 ) -> Iterator[Combination]:
     """Yield how bands are combined, for as many targets at a time as fit into memory.
 
+    They are stacked by the splits that `bands` was told of; without any, the best one is selected.
+
     Parameters
     ----------
-    spaces : BandSpaces
+    bands : BandFolds
     targets : Targets
         Of the training rows.
-    splits : list of (train, test)
-        Row numbers among the training rows.
     penalties : list of Penalties
         Of each band.
-    combine : {"stack", "select"}
-        See `StackedRidgeCV`.
-    n_held : int
-        Rows that will be predicted.
     """
-    n_left_out = max((len(test) for _, test in splits), default=0) if combine == "stack" else 0
-    for columns in target_slices(targets, len(spaces), n_left_out, n_held):
+    n_left_out = max((len(test) for _, test in bands.again), default=0)
+    n_held = 0 if bands.held is None else len(bands.held)
+    for columns in target_slices(targets, len(bands), n_left_out, n_held):
         some, chosen = targets.some(columns), [one.some(columns) for one in penalties]
-        if combine == "stack" and len(spaces) > 1:
-            weights = stack_weights(spaces, some, splits, chosen)
+        if bands.again:
+            weights = stack_weights(bands, some, chosen)
         else:
             weights = selection(torch.stack([one.score for one in chosen]))
         yield Combination(columns, some, chosen, weights)
@@ -199,18 +101,14 @@ def selection(scores: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(scores).scatter_(0, best[None], 1.0)
 
 
-def stack_weights(
-    spaces: BandSpaces, targets: Targets, splits: Splits, penalties: list[Penalties]
-) -> torch.Tensor:
+def stack_weights(bands: BandFolds, targets: Targets, penalties: list[Penalties]) -> torch.Tensor:
     """Return the convex weights (n_bands, n_targets) that predict left-out rows best.
 
     Parameters
     ----------
-    spaces : BandSpaces
+    bands : BandFolds
     targets : Targets
         Of the training rows; their residuals are held all at once.
-    splits : list of (train, test)
-        Row numbers among the training rows.
     penalties : list of Penalties
         Of each band.
 
@@ -220,11 +118,11 @@ def stack_weights(
     Lin, Naselaris, Kay & Wehbe (2024), Stacked regressions and structured variance partitioning
     for interpretable brain maps, NeuroImage.
     """
-    shape = (targets.n_targets, len(spaces), len(spaces))
+    shape = (targets.n_targets, len(bands), len(bands))
     gram = torch.zeros(shape, dtype=torch.float64, device=targets.device)
-    for pair in splits:
+    for pair in bands.again:
         train, test = (torch.as_tensor(rows, device=targets.device) for rows in pair)
-        residuals = _left_out(spaces, targets, train, test, penalties)
+        residuals = _left_out(bands, targets, train, test, penalties)
         for some in torch.arange(targets.n_targets).split(targets.n_at_once):
             part = residuals[some[0] : some[-1] + 1]
             gram[some[0] : some[-1] + 1] += part @ part.mT
@@ -232,17 +130,17 @@ def stack_weights(
 
 
 def _left_out(
-    spaces: BandSpaces,
+    bands: BandFolds,
     targets: Targets,
     train: torch.Tensor,
     test: torch.Tensor,
     penalties: list[Penalties],
 ) -> torch.Tensor:
     """Return residuals of the left-out rows `test`, (n_targets, n_bands, n_test)."""
-    shape = (targets.n_targets, len(spaces), len(test))
+    shape = (targets.n_targets, len(bands), len(test))
     residuals = torch.empty(shape, dtype=targets.dtype, device=targets.device)
     for band, chosen in enumerate(penalties):
-        fold = spaces.fold(band, spaces.own[train], spaces.own[test], chosen)
+        fold = bands.nested(band, train, test, chosen)
         predict = predictor(fold, chosen.grid, chosen.place, targets.dtype)
 
         def missed(block: Block, predict: Any = predict) -> torch.Tensor:
@@ -257,14 +155,17 @@ def _left_out(
     return residuals
 
 
-def combined(spaces: BandSpaces, combination: Combination, held: torch.Tensor) -> torch.Tensor:
-    """Return the weighted prediction of the rows `held`, (n_held, n_targets)."""
+def combined(bands: BandFolds, combination: Combination) -> torch.Tensor:
+    """Return the weighted prediction of the rows held out, (n_held, n_targets)."""
     _, targets, penalties, weights = combination
-    total = torch.zeros(len(held), targets.n_targets, dtype=targets.dtype, device=targets.device)
+    assert bands.held is not None
+    total = torch.zeros(
+        len(bands.held), targets.n_targets, dtype=targets.dtype, device=targets.device
+    )
     for band, chosen in enumerate(penalties):
         if not weights[band].any():
             continue
-        fold = spaces.fold(band, spaces.own, held, chosen)
+        fold = bands.fold(band, float(chosen.grid[0]), targets.n_targets)
         predict = predictor(fold, chosen.grid, chosen.place, targets.dtype)
         for block, predicted in targets.map(predict):
             predicted += block.mean[:, None]

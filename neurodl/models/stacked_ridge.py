@@ -10,6 +10,7 @@ import torch
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 
+from neurodl.models._band_folds import BandFolds
 from neurodl.models._bands import Columns, band_columns
 from neurodl.models._base import (
     FoldPrediction,
@@ -21,7 +22,6 @@ from neurodl.models._base import (
 )
 from neurodl.models._splits import Splits, inner_splits
 from neurodl.models._stacking import (
-    BandSpaces,
     Combination,
     combinations,
     combined,
@@ -147,12 +147,13 @@ class StackedRidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self._check_parameters()
         features = as_tensor(X, resolve_device(self.device))
         columns = self._columns(features)
-        spaces = BandSpaces(self._band_model(), features, columns)
-        spaces.scale_by(torch.arange(len(features), device=features.device))
+        bands = BandFolds(self._band_model(), features, columns)
+        own = torch.arange(len(features), device=features.device)
         targets = Targets(y, features, None, self.nan_targets)
-        found = [part.by_band() for part in self._combinations(spaces, targets, groups)]
+        parts = self._combinations(bands, own, None, targets, groups)
+        found = [part.by_band() for part in parts]
         weight, alpha, score = (torch.cat([one[name] for one in found], 1) for name in found[0])
-        self._models = [spaces.fitted(band, targets, own) for band, own in enumerate(alpha)]
+        self._models = [bands.fitted(band, targets, own) for band, own in enumerate(alpha)]
         self.bands_, self._places = list(columns), list(columns.values())
         self.weight_ = weight.to(features.dtype).cpu().numpy()
         self.alpha_by_band_, self.cv_score_by_band_ = alpha.cpu().numpy(), score.cpu().numpy()
@@ -216,29 +217,34 @@ class StackedRidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         """
         self._check_parameters()
         features = as_tensor(X, resolve_device(self.device))
-        spaces = BandSpaces(self._band_model(), features, self._columns(features))
+        bands = BandFolds(self._band_model(), features, self._columns(features))
         for fold, (train, test) in enumerate(splits):
             own, held = (as_index(rows, features.device) for rows in (train, test))
-            spaces.scale_by(own)
             targets = Targets(y, features, np.asarray(train), self.nan_targets)
-            for part in self._combinations(spaces, targets, part_of(groups, train), len(held)):
+            for part in self._combinations(bands, own, held, targets, part_of(groups, train)):
                 by_band = part.by_band()
                 alpha = of_leading(by_band["weight"], by_band["alpha_by_band"])
-                predicted = combined(spaces, part, held)
-                yield FoldPrediction(fold, part.columns, predicted, alpha, by_band)
+                yield FoldPrediction(fold, part.columns, combined(bands, part), alpha, by_band)
 
     def _combinations(
-        self, spaces: BandSpaces, targets: Targets, groups: Any, n_held: int = 0
+        self,
+        bands: BandFolds,
+        own: torch.Tensor,
+        held: torch.Tensor | None,
+        targets: Targets,
+        groups: Any,
     ) -> Iterator[Combination]:
         """Yield how bands are combined; warn of penalties at the edges of the grid."""
-        splits = self._inner_splits(targets.n_samples, groups, len(spaces))
-        penalties = [spaces.choose(band, targets, splits) for band in range(len(spaces))]
+        splits = self._inner_splits(len(own), groups, len(bands))
+        stacks = self.combine == "stack" and len(bands) > 1
+        bands.start(own, held, splits if stacks else [])
+        penalties = [bands.choose(band, targets, splits) for band in range(len(bands))]
         leading = []
-        for part in combinations(spaces, targets, splits, penalties, self.combine, n_held):
-            index = torch.stack([one.place for one in part.penalties])
-            leading.append(of_leading(part.weights, index))
+        for part in combinations(bands, targets, penalties):
+            places = torch.stack([one.place for one in part.penalties])
+            leading.append(of_leading(part.weights, places))
             yield part
-        spaces.model._warn_of_edges(torch.cat(leading), penalties[0].grid)
+        bands.model._warn_of_edges(torch.cat(leading), penalties[0].grid)
 
     def _inner_splits(self, n_samples: int, groups: Any, n_bands: int) -> Splits:
         """Return the inner folds, none where there is nothing to choose."""

@@ -17,7 +17,7 @@ from sklearn.model_selection import GroupKFold, KFold, ShuffleSplit
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from neurodl.errors import NeurodlWarning
-from neurodl.models import RidgeCV, StackedRidgeCV, _stacking, _targets
+from neurodl.models import RidgeCV, StackedRidgeCV, _band_folds, _stacking, _targets
 
 ALPHAS = np.logspace(-1, 4, 6)
 SIZES = {"gabor": 3, "layer2": 90, "layer4": 20}
@@ -282,7 +282,7 @@ def collected(model, X, Y, splits, groups=None):
     return np.concatenate(predicted), weights, n_parts
 
 
-@pytest.mark.parametrize(("n_bytes", "n_kernels"), [(60_000, 0), (200_000, 1)])
+@pytest.mark.parametrize(("n_bytes", "n_kernels"), [(60_000, 0), (200_000, 1), (600_000, 3)])
 @pytest.mark.parametrize("combine", ["stack", "select"])
 @pytest.mark.parametrize(
     "options",
@@ -303,8 +303,9 @@ def test_little_memory_does_not_change_the_result(
     for module in (_stacking, _targets):
         monkeypatch.setattr(module, "MIN_TARGETS", 1)
     monkeypatch.setattr(_targets, "MAX_TARGETS", {"cpu": 4})
-    monkeypatch.setattr(_stacking, "available_memory", lambda _: n_bytes)
-    assert _stacking.BandSpaces(model, torch.zeros(70, 1), {}).n_kept == n_kernels
+    for module in (_stacking, _band_folds):
+        monkeypatch.setattr(module, "available_memory", lambda _: n_bytes)
+    assert _band_folds.BandFolds(model, torch.zeros(70, 1), {}).n_spaces == n_kernels
     again, others, n_parts = collected(model, X, Y, splits)
     assert n_parts >= 2 * len(splits)
     np.testing.assert_allclose(again, predicted, atol=1e-7)
