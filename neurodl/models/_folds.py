@@ -72,7 +72,7 @@ class DualFold:
     ) -> None:
         self.kernel, self.own, self.held = kernel, own, held
         self._whole: Spectrum | None = None
-        self._nested: dict[bytes, DualFold] | None = None
+        self._nested: dict[tuple[bytes, ...], DualFold] | None = None
 
     @property
     def whole(self) -> Spectrum:
@@ -90,7 +90,8 @@ class DualFold:
         fold = DualFold(self.kernel, self.own[train], self.own[test])
         if self._nested is None:
             return fold
-        return self._nested.setdefault(torch.cat([train, test]).cpu().numpy().tobytes(), fold)
+        key = tuple(rows.cpu().numpy().tobytes() for rows in (train, test))
+        return self._nested.setdefault(key, fold)
 
     def split(self, train: torch.Tensor, test: torch.Tensor, scoring: str) -> DualSplit:
         """Return an inner split, given by row numbers among the fold's own rows."""

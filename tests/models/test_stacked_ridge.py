@@ -291,7 +291,7 @@ def collected(model, X, Y, splits, groups=None):
 def test_little_memory_does_not_change_the_result(
     monkeypatch, options, combine, n_bytes, n_kernels
 ):
-    X, Y = simulate(n_targets=150)
+    X, Y = simulate(n_targets=200)
     if "kernel" in options:
         X = np.concatenate([x @ x.T for x in bands_of(X)], 1)
     splits = list(KFold(3).split(X))
