@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         KernelRidgeCV,
         ReducedRankRidgeCV,
         RidgeCV,
+        StackedRidgeCV,
     )
     from neurodl.reports import report
     from neurodl.responses import (
@@ -100,6 +101,7 @@ _HOMES = {
         "KernelRidgeCV",
         "ReducedRankRidgeCV",
         "RidgeCV",
+        "StackedRidgeCV",
     ),
     "neurodl.scores": (
         "cross_validate",

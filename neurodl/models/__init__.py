@@ -6,6 +6,7 @@ from neurodl.models.kernel_ridge import KernelRidgeCV
 from neurodl.models.pls import PLS
 from neurodl.models.reduced_rank import ReducedRankRidgeCV
 from neurodl.models.ridge import RidgeCV
+from neurodl.models.stacked_ridge import StackedRidgeCV
 
 __all__ = [
     "PLS",
@@ -14,4 +15,5 @@ __all__ = [
     "KernelRidgeCV",
     "ReducedRankRidgeCV",
     "RidgeCV",
+    "StackedRidgeCV",
 ]

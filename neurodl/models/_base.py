@@ -66,6 +66,7 @@ class PenaltyCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
     screening: bool
     device: Any
     seed: int
+    _single_target = False
     _simplest = -1  # the place in the grid of what a target without any score gets
     # How many targets of how many chose an edge of the grid, where that is said later.
     _edges_seen: list[tuple[int, int, torch.Tensor]] | None = None
@@ -79,6 +80,15 @@ class PenaltyCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         """Return the feature space of all rows, scaled by the training rows `own`.
 
         `last` is that of the fold before, in case something of it still holds.
+        """
+        raise NotImplementedError
+
+    def _fit_weights(
+        self, space: Any, fold: Fold, targets: Targets, penalties: torch.Tensor
+    ) -> None:
+        """Keep what predicts the targets from new rows, at penalties (n_targets,).
+
+        All rows of the space are training rows.
         """
         raise NotImplementedError
 
@@ -263,6 +273,43 @@ class PenaltyCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
                 NeurodlWarning,
                 stacklevel=4,
             )
+
+
+def weights_at(
+    fold: Fold,
+    targets: Targets,
+    penalties: torch.Tensor,
+    basis: torch.Tensor,
+    centre: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return weights and intercepts at the penalty of each target.
+
+    Parameters
+    ----------
+    fold : Fold
+    targets : Targets
+    penalties : torch.Tensor, shape (n_targets,), float64
+    basis : torch.Tensor, shape (n_weights, rank)
+        Turns filtered targets into weights.
+    centre : torch.Tensor, shape (n_weights,)
+        Where weights predict the mean.
+
+    Returns
+    -------
+    weights : torch.Tensor, shape (n_weights, n_targets)
+        NaN for targets that are excluded.
+    intercepts : torch.Tensor, shape (n_targets,)
+    """
+    basis = basis.to(targets.dtype)
+    weights, means = [], []
+    for block, part in targets.map(
+        lambda block: basis @ fold.filtered(fold.view(block), penalties[block.columns]).T
+    ):
+        part[:, torch.as_tensor(targets.excluded[block.columns])] = torch.nan
+        weights.append(part)
+        means.append(block.mean)
+    joined = torch.cat(weights, 1)
+    return joined, torch.cat(means) - centre.to(targets.dtype) @ joined
 
 
 def check_fit_input(model: BaseEstimator, X: Any, y: Any) -> tuple[np.ndarray | torch.Tensor, Any]:

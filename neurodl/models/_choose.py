@@ -39,7 +39,7 @@ def choose(
     targets : Targets
         Of the fold's own rows.
     splits : list of (train, test)
-        Row numbers among the fold's own rows.
+        Row numbers among the fold's own rows; none for the first penalty, without a score.
     grid : torch.Tensor, shape (n_alphas,), float64
     scoring : {"r2", "r"}
     screening : bool
@@ -51,7 +51,7 @@ def choose(
     -------
     index, scores : torch.Tensor, shape (n_targets,)
     """
-    if len(grid) == 1:
+    if not splits:
         index = torch.zeros(targets.n_targets, dtype=torch.long, device=grid.device)
         return index, torch.full((targets.n_targets,), torch.nan, device=grid.device)
     total = torch.zeros(len(grid), targets.n_targets, dtype=targets.dtype, device=grid.device)

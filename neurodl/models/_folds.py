@@ -79,6 +79,7 @@ class DualFold:
     ) -> None:
         self.kernel, self.own, self.held = kernel, own, held
         self._whole: Spectrum | None = None
+        self._nested: dict[tuple[bytes, ...], DualFold] | None = None
 
     @property
     def whole(self) -> Spectrum:
@@ -87,9 +88,21 @@ class DualFold:
             self._whole = dual_spectrum(self.kernel, self.own, self.held)
         return self._whole
 
+    def keep_nested(self) -> None:
+        """Keep folds within this one, with their decompositions, once they have been made."""
+        self._nested = {}
+
+    def nested(self, train: torch.Tensor, test: torch.Tensor) -> DualFold:
+        """Return a fold of the own rows `train` that predicts the own rows `test`."""
+        fold = DualFold(self.kernel, self.own[train], self.own[test])
+        if self._nested is None:
+            return fold
+        key = tuple(rows.cpu().numpy().tobytes() for rows in (train, test))
+        return self._nested.setdefault(key, fold)
+
     def spectrum(self, train: torch.Tensor, test: torch.Tensor) -> Spectrum:
         """Return the spectrum of some training rows, to predict others."""
-        return dual_spectrum(self.kernel, self.own[train], self.own[test])
+        return self.nested(train, test).whole
 
     def split(self, train: torch.Tensor, test: torch.Tensor, scoring: str) -> DualSplit:
         """Return an inner split, given by row numbers among the fold's own rows."""

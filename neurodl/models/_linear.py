@@ -16,6 +16,7 @@ from neurodl.models._base import (
     check_features_input,
     check_fit_input,
     check_lengths,
+    weights_at,
 )
 from neurodl.models._design import Design, Runs, Scaling, fit_scaling
 from neurodl.models._spaces import LinearSpace
@@ -77,21 +78,7 @@ class LinearCV(PenaltyCV):
         grid = self._grid(space, own)
         fold = self._fold(space, own, None, targets, grid, groups)
         chosen, scores = self._choose(fold, targets, grid, groups)
-        basis, centre = space.weight_basis(fold, own)
-        basis = basis.to(features.dtype)
-        weights, means = [], []
-        for block, part in targets.map(
-            lambda block: basis @ fold.filtered(fold.view(block), grid[chosen[block.columns]]).T
-        ):
-            part[:, torch.as_tensor(targets.excluded[block.columns])] = torch.nan
-            weights.append(part)
-            means.append(block.mean)
-        self._weights = torch.cat(weights, 1)
-        self._intercept = torch.cat(means) - centre.to(features.dtype) @ self._weights
-        self._scaling = space.design.scaling
-        self._train_design = None if len(basis) == space.design.n_features else space.design
-        self.n_floored_ = self._scaling.n_floored
-        self.intercept_ = self._at_zero()
+        self._fit_weights(space, fold, targets, grid[chosen])
         self.cv_score_ = scores.cpu().numpy()
         self.cv_score_[targets.excluded] = np.nan
         self.n_excluded_ = int(targets.excluded.sum())
@@ -139,6 +126,18 @@ class LinearCV(PenaltyCV):
         n_delays = len(weights) // len(self._scaling.scale)
         coef = (weights / self._scaling.scale.repeat(n_delays)[:, None]).T.cpu().numpy()
         return coef[0] if self._single_target else coef
+
+    def _fit_weights(
+        self, space: LinearSpace, fold: Any, targets: Targets, settings: torch.Tensor
+    ) -> None:
+        """Keep the weights of features, or of the training rows where these are fewer."""
+        own = torch.arange(targets.n_samples, device=targets.device)
+        basis, centre = space.weight_basis(fold, own)
+        self._weights, self._intercept = weights_at(fold, targets, settings, basis, centre)
+        self._scaling = space.design.scaling
+        self._train_design = None if len(basis) == space.design.n_features else space.design
+        self.n_floored_ = self._scaling.n_floored
+        self.intercept_ = self._at_zero()
 
     def _keep_chosen(
         self, fold: Any, targets: Targets, values: torch.Tensor, n_at_edge: int

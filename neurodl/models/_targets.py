@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
@@ -75,6 +76,13 @@ class Targets:
             self.run = torch.as_tensor(number, device=self.device)
         most = targets_at_once(self.n_samples, self.dtype.itemsize, self.device.type)
         self.n_at_once = most if at_once is None else at_once
+
+    def some(self, columns: slice) -> Targets:
+        """Return the targets of some columns, which are numbered anew."""
+        part = copy.copy(self)
+        part.y, part.excluded = self.y[:, columns], self.excluded[columns]
+        part.n_targets = len(part.excluded)
+        return part
 
     def block(self, start: int) -> Block:
         """Return the targets from `start` on, as many as are read at once."""

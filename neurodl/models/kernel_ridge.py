@@ -14,8 +14,10 @@ from neurodl.models._base import (
     check_features_input,
     check_fit_input,
     check_lengths,
+    weights_at,
 )
 from neurodl.models._design import Scaling, fit_scaling
+from neurodl.models._folds import Fold
 from neurodl.models._preflight import Path
 from neurodl.models._solvers import gram
 from neurodl.models._spaces import KernelSpace
@@ -136,21 +138,7 @@ class KernelRidgeCV(PenaltyCV):
         grid = self._grid(space, own)
         fold = self._fold(space, own, None, targets, grid, groups)
         chosen, scores = self._choose(fold, targets, grid, groups)
-        basis = fold.weight_basis().to(features.dtype)
-        weights, means = [], []
-        for block, part in targets.map(
-            lambda block: basis @ fold.filtered(fold.view(block), grid[chosen[block.columns]]).T
-        ):
-            part[:, torch.as_tensor(targets.excluded[block.columns])] = torch.nan
-            weights.append(part)
-            means.append(block.mean)
-        self._weights = torch.cat(weights, 1)
-        centre = space.kernel.mean(0).to(features.dtype)
-        self._intercept = torch.cat(means) - centre @ self._weights
-        self._rows = None if self.kernel == "precomputed" else features
-        self._scaling, self.gamma_ = space.scaling, space.gamma
-        self.dual_coef_ = self._weights.cpu().numpy()
-        self.intercept_ = self._intercept.cpu().numpy()
+        self._fit_weights(space, fold, targets, grid[chosen])
         self.alpha_ = grid[chosen].cpu().numpy()
         self.cv_score_ = scores.cpu().numpy()
         self.alpha_[targets.excluded] = self.cv_score_[targets.excluded] = np.nan
@@ -181,6 +169,16 @@ class KernelRidgeCV(PenaltyCV):
         tags.input_tags.pairwise = self.kernel == "precomputed"
         return tags
 
+    def _fit_weights(
+        self, space: _FittedKernel, fold: Fold, targets: Targets, penalties: torch.Tensor
+    ) -> None:
+        """Keep the weights of the training rows."""
+        basis, centre = fold.weight_basis(), space.kernel.mean(0)
+        self._weights, self._intercept = weights_at(fold, targets, penalties, basis, centre)
+        self._rows, self._scaling, self.gamma_ = space.rows, space.scaling, space.gamma
+        self.dual_coef_ = self._weights.cpu().numpy()
+        self.intercept_ = self._intercept.cpu().numpy()
+
     def _check_parameters(self) -> None:
         super()._check_parameters()
         if self.kernel not in KERNELS:
@@ -202,22 +200,28 @@ class KernelRidgeCV(PenaltyCV):
             if last is not None:
                 return last
             check_kernel(features)
-            return _FittedKernel(features.double(), None, None)
+            return _FittedKernel(features.double(), None, None, None)
         scaling = fit_scaling(features, own, standardize=self.standardize, sd_floor=self.sd_floor)
         gamma = None
         if self.kernel == "rbf":
             gamma = 0.5 / (_spread(features, own, scaling) or 1.0)
             gamma = gamma if self.gamma == "auto" else float(self.gamma)
         kernel = kernel_of(features, None, scaling, self.kernel, gamma)
-        return _FittedKernel(kernel, scaling, gamma)
+        return _FittedKernel(kernel, features, scaling, gamma)
 
 
 class _FittedKernel(KernelSpace):
     """A kernel of all rows, and what it was made with."""
 
-    def __init__(self, kernel: torch.Tensor, scaling: Scaling | None, gamma: float | None) -> None:
+    def __init__(
+        self,
+        kernel: torch.Tensor,
+        rows: torch.Tensor | None,
+        scaling: Scaling | None,
+        gamma: float | None,
+    ) -> None:
         super().__init__(kernel)
-        self.scaling, self.gamma = scaling, gamma
+        self.rows, self.scaling, self.gamma = rows, scaling, gamma
 
 
 def kernel_of(

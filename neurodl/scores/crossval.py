@@ -283,8 +283,7 @@ class _Fits:
         keep_predictions: bool,
     ) -> None:
         self.model, self.used, self.splits = clone(model, safe=False), used, rows.splits
-        if rows.bands is not None:
-            last_step(self.model).set_params(bands=rows.bands)
+        self.bands = rows.bands
         observed = rows.observed
         self.observed = observed if used.all() else np.ascontiguousarray(observed[:, used])
         self.names = {name: fit_parameter(model, name) for name in ("groups", "runs")}
@@ -330,19 +329,20 @@ class _Fits:
     def _predictions(self, features: np.ndarray) -> Generator[FoldPrediction, None, None]:
         """Yield the predictions of some targets in some fold."""
         if hasattr(self.model, "predict_folds"):
-            model = clone(self.model, safe=False)
+            model = self._fresh(self.bands)
             labels = {"groups": self.groups} | ({} if self.runs is None else {"runs": self.runs})
             yield from model.predict_folds(features, self.observed, self.splits, **labels)
             self.n_fits += len(self.splits)
             return
         for fold, (train, test) in enumerate(self.splits):
-            own, held = train, test
+            own, held, bands = train, test, self.bands
             if self.takes_kernel:
                 n_rows = len(features)
                 starts = np.arange(0, features.shape[1], n_rows)  # of each kernel side by side
                 columns = np.concatenate([start + train for start in starts])
                 own, held = np.ix_(train, columns), np.ix_(test, columns)
-            fitted = self._fit(features[own], train)
+                bands = None if bands is None else bands[columns]
+            fitted = self._fit(features[own], train, bands)
             labels = {} if self.runs is None else {"runs": self.runs[test]}
             predicted = np.asarray(fitted.predict(features[held], **labels), np.float32)
             predicted = predicted.reshape(len(test), -1)
@@ -357,8 +357,15 @@ class _Fits:
                 self.by_band[name] = np.full(shape, np.nan, np.float32)
             self.by_band[name][fold][:, places] = values.cpu().numpy()
 
-    def _fit(self, features: np.ndarray, train: np.ndarray) -> Any:
+    def _fresh(self, bands: np.ndarray | None) -> Any:
+        """Return a copy of the model that is told the band of each column."""
         fresh = clone(self.model, safe=False)
+        if bands is not None:
+            last_step(fresh).set_params(bands=bands)
+        return fresh
+
+    def _fit(self, features: np.ndarray, train: np.ndarray, bands: np.ndarray | None) -> Any:
+        fresh = self._fresh(bands)
         labels = {"groups": self.groups, "runs": self.runs}
         given = {
             str(self.names[name]): rows[train] for name, rows in labels.items() if rows is not None

@@ -9,6 +9,8 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import KFold, LeaveOneGroupOut, cross_val_score
 
 from neurodl.models import RidgeCV, _choose, _targets
+from neurodl.models._folds import DualFold
+from neurodl.models._targets import Targets
 
 
 def simulate(n_samples, n_features, n_targets=70, dtype="float32"):
@@ -126,3 +128,27 @@ def test_responses_may_be_a_memory_map(tmp_path):
     found, _ = collected(RidgeCV(device="cpu"), X, mapped, splits)
     for one, other in zip(expected, found, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_nested_fold_predicts_rows_left_out():
+    X, Y = simulate(60, 200, dtype="float64")
+    grid, place = torch.tensor([0.5, 20.0, 900.0]).double(), torch.arange(70) % 3
+    own, train, test = np.arange(60)[::-1][:50].copy(), np.arange(5, 50), np.arange(5)
+    fold = DualFold(torch.from_numpy(X @ X.T), torch.from_numpy(own))
+    rows = torch.from_numpy(train), torch.from_numpy(test)
+    nested = fold.nested(*rows)
+    predict = _choose.predictor(nested, grid, place, torch.float64)
+    targets = Targets(Y, torch.from_numpy(X), own[train])
+    (predicted,) = [found + block.mean[:, None] for block, found in targets.map(predict)]
+    oracle = Ridge(alpha=grid[place].numpy()).fit(X[own[train]], Y[own[train]])
+    np.testing.assert_allclose(predicted.T, oracle.predict(X[own[test]]), atol=1e-6 * Y.std())
+
+
+def test_nested_folds_are_kept_where_that_is_asked_for():
+    fold = DualFold(torch.eye(6).double(), torch.arange(5))
+    rows, others = (torch.arange(3), torch.arange(3, 5)), (torch.arange(2), torch.arange(2, 5))
+    assert fold.nested(*rows) is not fold.nested(*rows)
+    fold.keep_nested()
+    assert fold.nested(*rows) is fold.nested(*rows)
+    assert fold.nested(*rows) is not fold.nested(*others)
+    assert len(fold.nested(*others).whole.eigenvalues) == 2

@@ -129,3 +129,21 @@ def test_nearly_constant_features_do_not_blow_up_a_fold(experiment, mobilenet, s
     scores = ndl.cross_validate(ndl.RidgeCV(), features, experiment.responses)
     by_fold = scores["r"].mean("unit").values[0]
     assert by_fold.min() > by_fold.max() - 0.1
+
+
+@pytest.mark.slow
+def test_layers_combined_inside_the_folds_beat_the_best_layer(study, mean_r, experiment, mobilenet):
+    features = ndl.extract_features(mobilenet, experiment.stimuli, BLOCKS, cache=study[1])
+    scores = {
+        combine: ndl.cross_validate(
+            ndl.StackedRidgeCV(combine=combine), features, experiment.responses
+        )
+        for combine in ("select", "stack")
+    }
+    r = {combine: float(one["r"].mean()) for combine, one in scores.items()}
+    best = max(mean_r[f"trained/{block}"] for block in BLOCKS)
+    assert r["select"] >= best - 0.002  # the layer is chosen without the test images
+    assert r["stack"] >= r["select"] + 0.015
+    assert r["stack"] >= 0.585
+    shares = scores["stack"]["weight"].mean(["layer", "fold", "unit"])
+    assert float(shares.sel(band="blocks.0")) < 0.1 < float(shares.sel(band="blocks.3"))

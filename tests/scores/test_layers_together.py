@@ -1,0 +1,182 @@
+"""cross_validate with models that take all layers at once, each as a band."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray as xr
+from sklearn.base import BaseEstimator
+from sklearn.model_selection import KFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+import neurodl as ndl
+from neurodl.errors import SchemaError
+from neurodl.models import StackedRidgeCV
+from neurodl.scores import cross_validate, make_splits, permutation_test
+
+IDS = [f"image{i:02d}" for i in range(60)]
+ALPHAS = [1.0, 10.0, 100.0]
+pytestmark = pytest.mark.filterwarnings("ignore::neurodl.errors.NeurodlWarning")
+
+
+@pytest.fixture
+def layers():
+    rng = np.random.default_rng(0)
+    return {
+        name: xr.DataArray(
+            rng.standard_normal((60, size)).astype("f4"),
+            dims=("stimulus", "feature"),
+            coords={"stimulus": IDS},
+            attrs={"backbone": "test", "layer": name},
+        )
+        for name, size in (("early", 5), ("middle", 30), ("late", 8))
+    }
+
+
+@pytest.fixture
+def kernels(layers):
+    """The kernels of the layers, each with its columns in another order."""
+    found = {}
+    for number, (name, x) in enumerate(layers.items()):
+        order = np.random.default_rng(number).permutation(60)
+        found[name] = xr.DataArray(
+            (x.values @ x.values.T)[:, order],
+            dims=("stimulus", "feature"),
+            coords={"stimulus": IDS, "feature": np.array(IDS)[order]},
+            attrs={"kind": "kernel", "n_features": x.shape[1], "layer": name},
+        )
+    return found
+
+
+@pytest.fixture
+def responses(layers):
+    rng = np.random.default_rng(1)
+    signal = [layers[name].values @ rng.standard_normal((n, 3)) for name, n in SOURCES]
+    values = np.concatenate(signal, 1) + rng.standard_normal((60, 6))
+    return xr.DataArray(
+        values.astype("f4"),
+        dims=("stimulus", "unit"),
+        coords={"stimulus": IDS, "run": ("stimulus", np.repeat(list("abcdef"), 10))},
+        attrs={"units": "spikes / s"},
+    )
+
+
+SOURCES = [("early", 5), ("late", 8)]
+
+
+@pytest.mark.parametrize("combine", ["stack", "select"])
+@pytest.mark.parametrize("groups", [None, "run"])
+def test_each_layer_is_a_band(layers, responses, combine, groups):
+    model = StackedRidgeCV(ALPHAS, combine=combine, cv=3, device="cpu")
+    scores = cross_validate(model, layers, responses, groups=groups, keep_predictions=True)
+    assert scores["layer"].values.tolist() == ["all"]
+    assert scores["band"].values.tolist() == ["early", "middle", "late"]
+    assert scores["n_features"].item() == 43
+    splits, labels, _ = make_splits(responses, 5, groups, 0)
+    X = np.concatenate([x.values for x in layers.values()], 1)
+    alone = StackedRidgeCV(
+        ALPHAS, bands={"e": 5, "m": 30, "l": 8}, combine=combine, cv=3, device="cpu"
+    )
+    for fold, (train, test) in enumerate(splits):
+        own = None if labels is None else labels[train]
+        alone.fit(X[train], responses.values[train], groups=own)
+        found = scores.isel(layer=0, fold=fold)
+        np.testing.assert_allclose(found["weight"], alone.weight_, atol=1e-3)
+        np.testing.assert_allclose(found["alpha_by_band"], alone.alpha_by_band_, rtol=1e-5)
+        np.testing.assert_allclose(found["cv_score_by_band"], alone.cv_score_by_band_, atol=1e-4)
+        np.testing.assert_allclose(found["alpha"], alone.alpha_, rtol=1e-5)
+        predicted = scores["predicted"].values[0][test]
+        np.testing.assert_allclose(predicted, alone.predict(X[test]), atol=1e-3)
+    for name in ("weight", "alpha_by_band", "cv_score_by_band"):
+        assert scores[name].dims == ("layer", "fold", "band", "unit")
+    leading = scores["weight"].mean("fold")[0].idxmax("band").values.tolist()
+    assert leading == ["early"] * 3 + ["late"] * 3
+
+
+def test_layers_are_paired_by_id_and_targets_excluded(layers, responses):
+    model = StackedRidgeCV(ALPHAS, device="cpu")
+    cv = [(np.arange(40), np.arange(40, 60))]
+    expected = cross_validate(model, layers, responses, cv=cv)
+    order = np.random.default_rng(5).permutation(60)
+    shuffled = {name: array[order] for name, array in layers.items()}
+    broken = responses.copy(deep=True)
+    broken[3, 2] = np.nan
+    found = cross_validate(model, shuffled, broken, cv=cv)
+    others = np.arange(6) != 2
+    for name in ("r", "weight", "alpha_by_band"):
+        np.testing.assert_allclose(found[name][..., others], expected[name][..., others], rtol=1e-3)
+        assert np.isnan(found[name][..., 2]).all()
+
+
+@pytest.mark.parametrize("combine", ["stack", "select"])
+def test_kernels_side_by_side_score_as_their_features(layers, kernels, responses, combine):
+    options = {"combine": combine, "device": "cpu"}
+    given = StackedRidgeCV(ALPHAS, kernel="precomputed", **options)
+    linear = StackedRidgeCV(ALPHAS, standardize=False, **options)
+    found = cross_validate(given, kernels, responses)
+    expected = cross_validate(linear, layers, responses)
+    for name in ("r", "r2", "weight", "cv_score_by_band"):
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-3)
+    assert found["n_features"].item() == 43
+
+
+@pytest.mark.parametrize("kind", ["features", "kernels"])
+def test_a_pipeline_is_told_the_bands_of_its_columns(layers, kernels, responses, kind):
+    options = {"kernel": "precomputed"} if kind == "kernels" else {}
+    model = StackedRidgeCV(ALPHAS, device="cpu", **options)
+    X = kernels if kind == "kernels" else layers
+    expected = cross_validate(model, X, responses)
+    found = cross_validate(make_pipeline(FunctionTransformer(), model), X, responses)
+    np.testing.assert_allclose(found["r"], expected["r"], atol=1e-4)
+
+
+def test_a_model_told_its_bands_takes_each_layer_for_itself(layers, responses):
+    late = layers["late"]
+    model = StackedRidgeCV(ALPHAS, bands={"a": 3, "b": 5}, device="cpu")
+    scores = cross_validate(model, {"one": late, "two": late}, responses)
+    assert scores["layer"].values.tolist() == ["one", "two"]
+    np.testing.assert_allclose(*scores["r"].values)
+    assert "weight" not in scores
+
+
+class Spy(BaseEstimator):
+    """Remembers which rows and columns it was given."""
+
+    seen: list[tuple[set[int], list[str]]] = []
+
+    def __init__(self, bands=None):
+        self.bands = bands
+
+    def fit(self, X, y):
+        self.seen.append((set(X[:, 0].astype(int)), list(self.bands)))
+        self.mean_ = y.mean(0)
+        return self
+
+    def predict(self, X):
+        return X[:, :1] + self.mean_
+
+
+def test_fit_never_sees_test_rows(layers, responses):
+    layers["early"].values[:, 0] = np.arange(60)
+    Spy.seen.clear()
+    cross_validate(Spy(), layers, responses, cv=KFold(3))
+    names = ["early"] * 5 + ["middle"] * 30 + ["late"] * 8
+    assert Spy.seen == [(set(train), names) for train, _ in KFold(3).split(IDS)]
+
+
+def test_scores_with_bands_are_kept_and_reported(layers, responses, tmp_path):
+    scores = cross_validate(StackedRidgeCV(ALPHAS, device="cpu"), layers, responses)
+    ndl.save(scores, tmp_path / "scores.nc")
+    xr.testing.assert_allclose(ndl.load(tmp_path / "scores.nc"), scores)
+    ndl.report(scores).save(tmp_path / "report.html")
+    assert "all" in (tmp_path / "report.html").read_text()
+
+
+def test_wrong_uses_say_what_to_do(layers, kernels, responses):
+    with pytest.raises(SchemaError, match="are kernels"):
+        cross_validate(StackedRidgeCV(device="cpu"), kernels, responses)
+    with pytest.raises(SchemaError, match="are features"):
+        cross_validate(StackedRidgeCV(kernel="precomputed", device="cpu"), layers, responses)
+    with pytest.raises(ValueError, match="needs RidgeCV or KernelRidgeCV"):
+        permutation_test(StackedRidgeCV(device="cpu"), layers, responses, n_permutations=2)
