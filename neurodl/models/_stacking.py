@@ -30,7 +30,8 @@ def target_slices(targets: Targets, n_bands: int, n_left_out: int, n_held: int) 
     n_held : int
         Rows to predict.
     """
-    n_rows = n_bands * n_left_out + 2 * n_held + targets.n_samples
+    # a prediction is copied a few times by whoever scores it
+    n_rows = n_bands * n_left_out + 6 * n_held + targets.n_samples
     n_bytes = n_rows * targets.dtype.itemsize + 8 * n_bands**2
     room = available_memory(targets.device) // MEMORY_SHARE
     n_at_once = max(MIN_TARGETS, room // n_bytes)

@@ -415,6 +415,7 @@ def test_pickle_keeps_the_fit():
         ({"scoring": "mse"}, "`scoring` must be one of"),
         ({"sd_floor": 0.0}, "`sd_floor`"),
         ({"bands": {"gabor": 3}}, "`bands` must have a positive number of features"),
+        ({"bands": ["gabor", "layer2"]}, r"one label for each of the 113 features.*\(2,\)"),
         ({"kernel": "precomputed"}, "'gabor' has 3 columns"),
         ({"kernel": "precomputed", "bands": None}, "'all' has 113 columns"),
     ],
