@@ -111,10 +111,10 @@ class LinearCV(PenaltyCV):
         parts = [rows.to(features.dtype) @ self._weights for _, rows in design.blocks(everyone)]
         return torch.cat(parts) + self._intercept
 
-    def _at_zero(self) -> np.ndarray:
+    def _at_zero(self, n_features: int) -> np.ndarray:
         """Return the prediction, (n_targets,), where all features are and have been 0."""
         n_rows = 1 + max(self.delays or [0])
-        zeros = self._intercept.new_zeros(n_rows, self.n_features_in_)
+        zeros = self._intercept.new_zeros(n_rows, n_features)
         return self._predicted(zeros, np.zeros(n_rows))[-1].cpu().numpy()
 
     @property
@@ -137,7 +137,7 @@ class LinearCV(PenaltyCV):
         self._scaling = space.design.scaling
         self._train_design = None if len(basis) == space.design.n_features else space.design
         self.n_floored_ = self._scaling.n_floored
-        self.intercept_ = self._at_zero()
+        self.intercept_ = self._at_zero(space.design.features.shape[1])
 
     def _keep_chosen(
         self, fold: Any, targets: Targets, values: torch.Tensor, n_at_edge: int

@@ -164,7 +164,7 @@ class BandedRidgeCV(LinearCV):
         means = torch.cat([block.mean for block, _, _ in solved])
         self._keep(bands, own, solution, gains, means)
         self.bands_ = list(bands.columns)
-        self.intercept_ = self._at_zero()
+        self.intercept_ = self._at_zero(features.shape[1])
         penalties = torch.empty_like(gains.T, memory_format=torch.contiguous_format)
         penalties.copy_(bands.unit[:, None] / gains.T)
         penalties[:, torch.as_tensor(targets.excluded)] = torch.nan
