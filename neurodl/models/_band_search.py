@@ -21,7 +21,6 @@ REACH = math.log(300.0)  # how far above the common gain a band may go
 N_RANDOM = 6  # random mixtures that are tried as starts
 TOLERANCE = 1e-3  # of solutions whose inner score is taken
 N_AT_ONCE = 256  # targets whose directions are multiplied together
-N_REFERENCES = 12
 
 
 class Found(NamedTuple):
@@ -153,7 +152,7 @@ class BandSearch:
             rows, train, test = self._rows(number)
             part = rows.part(block, train, test, self.scoring)
             kernels = rows.kernels.to(dtype)
-            near = references(kernels, log_gains, N_REFERENCES)
+            near = references(kernels, log_gains)
             solution, reached = solve(kernels, part.inside, gains, near, TOLERANCE)
             solutions.append(solution)
             found.append(self._score(rows, part, solution, gains))

@@ -13,6 +13,7 @@ import torch
 
 N_ITERATIONS = 25
 N_REFINEMENTS = 8
+MIN_REFERENCES, MAX_REFERENCES = 4, 40
 NEGLIGIBLE = -4.0  # logarithm of a gain that hardly changes anything, kernels being of mean 1
 LOCAL_TOLERANCE = 1e-3  # of the correction in each refinement
 
@@ -28,21 +29,22 @@ class References(NamedTuple):
     nearest: torch.Tensor
 
 
-def references(kernels: torch.Tensor, log_gains: torch.Tensor, n_most: int) -> References:
+def references(kernels: torch.Tensor, log_gains: torch.Tensor) -> References:
     """Return mixtures of which each target is close to one: the farthest target is the next.
+
+    The more targets share the work of a decomposition, the more there are.
 
     Parameters
     ----------
     kernels : torch.Tensor, shape (n_bands, k, k)
     log_gains : torch.Tensor, shape (n_targets, n_bands)
         Logarithms of the gains d.
-    n_most : int
-        How many there may be.
 
     References
     ----------
     Gonzalez (1985), Clustering to minimize the maximum intercluster distance, Theor. Comput. Sci.
     """
+    n_most = min(MAX_REFERENCES, MIN_REFERENCES + 4 * len(log_gains) // kernels.shape[1])
     places = log_gains.clamp_min(NEGLIGIBLE)
     centre = places.median(0).values
     distance = (places - centre).abs().amax(1)

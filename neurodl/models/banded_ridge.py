@@ -24,9 +24,8 @@ from neurodl.models.kernel_ridge import check_kernel
 from neurodl.runtime import available_memory, resolve_device
 
 KERNELS = ("linear", "precomputed")
-TOLERANCE = 1e-7  # of the residual of final solutions
-N_REFERENCES = 16
-MAX_TARGETS = 4096  # whose penalties are searched together
+TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-10}  # of the residual of final solutions
+MAX_TARGETS = 8192  # whose penalties are searched together
 MEMORY_SHARE = 8
 # Up to so many features per row, rows are replaced by as many pseudo-rows as there are features.
 FEATURES_PER_ROW = 0.8
@@ -238,9 +237,10 @@ class BandedRidgeCV(LinearCV):
 
         def work(block: Block) -> tuple[Found, torch.Tensor]:
             found = choice(block)
-            near = references(kernels, found.log_gains, N_REFERENCES)
+            near = references(kernels, found.log_gains)
             inside, gains = rows.turned(block.values).double(), found.log_gains.exp()
-            return found, solve_exactly(rows.kernels, inside, gains, near, TOLERANCE)
+            tolerance = TOLERANCE[targets.dtype]
+            return found, solve_exactly(rows.kernels, inside, gains, near, tolerance)
 
         for block, (found, solution) in targets.map(work):
             yield block, found, solution
@@ -285,7 +285,8 @@ class BandedRidgeCV(LinearCV):
         few = n_bands * (len(SPREAD) + self.refine)
         n_bytes = n_splits * (6 * 8 * few**2 + 4 * targets.n_samples * (4 + self.refine))
         room = available_memory(targets.device) // MEMORY_SHARE
-        return max(64, min(MAX_TARGETS, room // n_bytes))
+        most = max(64, min(MAX_TARGETS, room // n_bytes))
+        return -(-targets.n_targets // -(-targets.n_targets // most))  # blocks of equal size
 
     def _space(self, features: torch.Tensor, own: torch.Tensor, runs: Any, last: Any) -> Any:
         """Return the bands of all rows, scaled by the training rows `own`."""
