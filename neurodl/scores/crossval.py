@@ -18,6 +18,7 @@ from sklearn.base import clone
 from neurodl import __version__
 from neurodl.errors import NeurodlWarning, SchemaError
 from neurodl.metrics import pearson_r, r2, r2_by_band
+from neurodl.models._bands import band_columns
 from neurodl.models._base import FoldPrediction
 from neurodl.responses import average_repeats
 from neurodl.runtime import describe_device, progress_bar, resolve_devices
@@ -146,7 +147,7 @@ def cross_validate(
         results = [fold_scores.layer(array.values, advance) for array in layers.values()]
     fold_scores.warn()
     scores = _dataset(results, layers, responses, splits, keep_predictions, observed)
-    scores = _with_bands(scores, fold_scores.by_band, rows.bands)
+    scores = _with_bands(scores, results, fold_scores.band_names(layers))
     if ceiling is not None:
         scores = _with_ceiling(scores, ceiling)
     scores.attrs |= {
@@ -293,14 +294,14 @@ class _Fits:
         self.keep_predictions = keep_predictions
         self.messages: Counter[str] = Counter()
         self.n_fits = 0
-        self.by_band: dict[str, np.ndarray] = {}
 
     def layer(
         self, features: np.ndarray, advance: Callable[[int], object]
     ) -> dict[str, np.ndarray]:
-        """Return r, r2, alpha (fold, target) and predictions (sample, target) of one layer.
+        """Return what is known of one layer.
 
-        `advance` is told how many targets are done, fold by fold.
+        r, r2 and alpha (fold, target), predicted (sample, target), and what models say of each
+        band (fold, band, target). `advance` is told how many targets are done, fold by fold.
         """
         shape = (len(self.splits), len(self.used))
         result = {name: np.full(shape, np.nan, np.float32) for name in ("r", "r2", "alpha")}
@@ -320,7 +321,11 @@ class _Fits:
                 by_band = dict(part.by_band or {})
                 if part.parts is not None:
                     by_band["r2_by_band"] = r2_by_band(part.parts, predicted, observed)
-                self._keep(by_band, part.fold, places)
+                for name, values in by_band.items():
+                    if name not in result:
+                        three = (shape[0], len(values), shape[1])
+                        result[name] = np.full(three, np.nan, np.float32)
+                    result[name][part.fold][:, places] = values.cpu().numpy()
                 if self.keep_predictions:
                     result["predicted"][np.ix_(test, places)] = predicted.cpu().numpy()
                 advance(len(places))
@@ -349,13 +354,10 @@ class _Fits:
             alpha = torch.as_tensor(_alpha(fitted))
             yield FoldPrediction(fold, slice(None), torch.from_numpy(predicted), alpha)
 
-    def _keep(self, by_band: Mapping[str, torch.Tensor], fold: int, places: np.ndarray) -> None:
-        """Keep what a model says of each band."""
-        for name, values in by_band.items():
-            if name not in self.by_band:
-                shape = (len(self.splits), len(values), len(self.used))
-                self.by_band[name] = np.full(shape, np.nan, np.float32)
-            self.by_band[name][fold][:, places] = values.cpu().numpy()
+    def band_names(self, layers: Mapping[str, xr.DataArray]) -> list[str]:
+        """Return the names of the bands that results are by."""
+        bands = getattr(last_step(self.model), "bands", None) if self.bands is None else self.bands
+        return list(band_columns(bands, next(iter(layers.values())).shape[1]))
 
     def _fresh(self, bands: np.ndarray | None) -> Any:
         """Return a copy of the model that is told the band of each column."""
@@ -447,14 +449,15 @@ def _dataset(
 
 
 def _with_bands(
-    scores: xr.Dataset, by_band: dict[str, np.ndarray], bands: np.ndarray | None
+    scores: xr.Dataset, results: list[dict[str, np.ndarray]], bands: list[str]
 ) -> xr.Dataset:
-    """Add what was found for each band, (layer, fold, band, target)."""
-    if bands is None or not by_band:
+    """Add what models say of each band, (layer, fold, band, target)."""
+    names = [name for name, values in results[0].items() if values.ndim == 3]
+    if not names:
         return scores
     dims = ("layer", "fold", "band", target_dim(scores["r"]))
-    scores = scores.assign_coords(band=list(dict.fromkeys(bands.tolist())))
-    return scores.assign({name: (dims, values[None]) for name, values in by_band.items()})
+    by_band = {name: (dims, np.stack([result[name] for result in results])) for name in names}
+    return scores.assign_coords(band=bands).assign(by_band)
 
 
 def _with_ceiling(scores: xr.Dataset, ceiling: xr.DataArray) -> xr.Dataset:

@@ -137,7 +137,9 @@ def test_a_model_told_its_bands_takes_each_layer_for_itself(layers, responses):
     scores = cross_validate(model, {"one": late, "two": late}, responses)
     assert scores["layer"].values.tolist() == ["one", "two"]
     np.testing.assert_allclose(*scores["r"].values)
-    assert "weight" not in scores
+    assert scores["band"].values.tolist() == ["a", "b"]
+    assert scores["weight"].dims == ("layer", "fold", "band", scores["r"].dims[-1])
+    np.testing.assert_allclose(scores["weight"].sum("band"), 1, rtol=1e-5)
 
 
 class Spy(BaseEstimator):
