@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from neurodl.models._band_rows import BandRows, Bands
@@ -64,10 +65,8 @@ class BandSearch:
         self.splits = [
             tuple(torch.as_tensor(rows, device=device) for rows in pair) for pair in splits
         ]
-        generator = torch.Generator().manual_seed(seed)
-        concentration = torch.full((len(weights),), 0.5, dtype=torch.float64)
-        gamma = torch._standard_gamma(concentration.expand(N_RANDOM, -1), generator)
-        self.random = (gamma / gamma.sum(1, keepdim=True)).clamp_min(1e-4).to(device)
+        mixtures = np.random.default_rng(seed).dirichlet([0.5] * len(weights), N_RANDOM)
+        self.random = torch.from_numpy(mixtures).clamp_min(1e-4).to(device)
 
     def __call__(self, block: Block, alpha: torch.Tensor, common: torch.Tensor) -> Found:
         """Return the best gains of some targets.
