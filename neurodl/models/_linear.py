@@ -24,6 +24,8 @@ from neurodl.models._targets import Targets
 from neurodl.runtime import resolve_device
 
 CENTRES = ("all", "runs")
+# The axis of targets of what a fit keeps, where targets do not depend on each other.
+TARGET_AXES = {"_weights": 1, "_intercept": 0, "intercept_": 0, "alpha_": 0, "cv_score_": 0}
 
 
 class LinearCV(PenaltyCV):

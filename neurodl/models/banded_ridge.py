@@ -16,7 +16,7 @@ from neurodl.models._bands import Columns, band_columns
 from neurodl.models._base import as_tensor, check_fit_input
 from neurodl.models._conjugate import references, solve_exactly
 from neurodl.models._design import Design, Scaling, fit_scaling
-from neurodl.models._linear import LinearCV
+from neurodl.models._linear import TARGET_AXES, LinearCV
 from neurodl.models._spaces import MAX_FEATURES_PER_SAMPLE
 from neurodl.models._splits import inner_splits
 from neurodl.models._targets import Block, Targets
@@ -31,19 +31,19 @@ MEMORY_SHARE = 8
 FEATURES_PER_ROW = 0.8
 
 
-class BandWeights(NamedTuple):
-    """The weights of one band.
+class FittedBand(NamedTuple):
+    """How one band goes into predictions.
 
     columns : of X
     scaling : of these, or None for a kernel
     design : the training rows that weights are of; None where weights are of features
-    weights : (n_features | n_train, n_targets)
+    places : of its weights among those of all bands
     """
 
     columns: Columns
     scaling: Scaling | None
     design: Design | None
-    weights: torch.Tensor
+    places: slice
 
 
 class BandedRidgeCV(LinearCV):
@@ -105,6 +105,8 @@ class BandedRidgeCV(LinearCV):
     True
     """
 
+    _target_axes = {**TARGET_AXES, "alpha_by_band_": 1}
+
     def __init__(
         self,
         alphas: Any = "auto",
@@ -121,7 +123,7 @@ class BandedRidgeCV(LinearCV):
         centre: str = "all",
         nan_targets: str = "error",
         screening: bool = True,
-        device: str = "auto",
+        device: Any = "auto",
         seed: int = 0,
     ) -> None:
         self.alphas = alphas
@@ -181,16 +183,16 @@ class BandedRidgeCV(LinearCV):
         """Return predictions, shape (n_samples, n_targets)."""
         total = self._intercept.expand(len(features), -1).clone()
         for band in self._bands:
-            rows = features[:, band.columns]
+            rows, weights = features[:, band.columns], self._weights[band.places]
             if band.scaling is None:
-                total += rows @ band.weights
+                total += rows @ weights
                 continue
             design = self._design(rows, band.scaling, runs)
             if band.design is not None:
-                total += design.kernel_with(band.design).to(total.dtype) @ band.weights
+                total += design.kernel_with(band.design).to(total.dtype) @ weights
                 continue
             for some, values in design.blocks(torch.arange(len(rows), device=rows.device)):
-                total[some] += values.to(total.dtype) @ band.weights
+                total[some] += values.to(total.dtype) @ weights
         return total
 
     @property
@@ -200,7 +202,7 @@ class BandedRidgeCV(LinearCV):
         n_delays = len(self.delays or [0])
         coef = self._intercept.new_empty(len(self._intercept), n_delays, self.n_features_in_)
         for band in self._bands:
-            weights = band.weights
+            weights = self._weights[band.places]
             if band.design is not None:
                 weights = band.design.combine(weights)
             if band.scaling is not None:
@@ -319,20 +321,23 @@ class BandedRidgeCV(LinearCV):
     ) -> None:
         """Keep the weights of each band, and the intercept."""
         self._bands, self._intercept = [], means
+        found: list[torch.Tensor] = []
         for band, columns in enumerate(bands.columns.values()):
             weights = (solution * gains[:, band, None] / bands.unit[band]).T
             design = bands.designs[band] if bands.designs else None
+            scaling = None if design is None else design.scaling
             if design is not None and design.n_features <= MAX_FEATURES_PER_SAMPLE * len(own):
-                weights = design.combine(weights)
-                centre = design.mean(own)
-                kept = BandWeights(columns, design.scaling, None, weights.to(means.dtype))
+                weights, centre = design.combine(weights), design.mean(own)
+                design = None
             else:
                 assert bands.kernels is not None
                 centre = bands.kernels[band].mean(0)
-                scaling = None if design is None else design.scaling
-                kept = BandWeights(columns, scaling, design, weights.to(means.dtype))
+            start = sum(map(len, found))
+            places = slice(start, start + len(weights))
+            self._bands.append(FittedBand(columns, scaling, design, places))
             self._intercept = self._intercept - (centre @ weights).to(means.dtype)
-            self._bands.append(kept)
+            found.append(weights.to(means.dtype))
+        self._weights = torch.cat(found)
 
     def _check_parameters(self) -> None:
         super()._check_parameters()

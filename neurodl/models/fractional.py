@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from neurodl.models._linear import LinearCV
+from neurodl.models._linear import TARGET_AXES, LinearCV
 from neurodl.models._targets import Targets
 from neurodl.models._targetwise import TargetwiseFold, chunks
 
@@ -150,6 +150,7 @@ class FractionalRidgeCV(LinearCV):
 
     screening = False
     _simplest = 0
+    _target_axes = {**TARGET_AXES, "fraction_": 0}
 
     def __init__(
         self,
@@ -162,7 +163,7 @@ class FractionalRidgeCV(LinearCV):
         delays: Sequence[int] | None = None,
         centre: str = "all",
         nan_targets: str = "error",
-        device: str = "auto",
+        device: Any = "auto",
         seed: int = 0,
     ) -> None:
         self.fractions = fractions

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
-from neurodl.models._linear import LinearCV
+from neurodl.models._linear import TARGET_AXES, LinearCV
 from neurodl.models._preflight import Path
 from neurodl.models._spaces import covariance_pays
 
@@ -76,13 +76,7 @@ class RidgeCV(LinearCV):
     True
     """
 
-    _target_axes: ClassVar[dict[str, int]] = {
-        "_weights": 1,
-        "_intercept": 0,
-        "intercept_": 0,
-        "alpha_": 0,
-        "cv_score_": 0,
-    }
+    _target_axes = TARGET_AXES
 
     def __init__(
         self,
