@@ -20,7 +20,7 @@ LOWEST = math.log(1e-6)  # of the logarithm of a gain: the band is off
 HIGHEST = math.log(1e4)
 REACH = math.log(300.0)  # how far above the common gain a band may go
 N_RANDOM = 6  # random mixtures that are tried as starts
-TOLERANCE = 1e-3  # of solutions whose inner score is taken
+TOLERANCE = 3e-4  # of solutions whose inner score is taken
 N_AT_ONCE = 256  # targets whose directions are multiplied together
 
 
