@@ -19,6 +19,8 @@ SCORINGS = ("r2", "r")
 # How far interpolated predictions may be off, as a share of the largest they could be.
 FILTER_TOLERANCE = 1e-7
 ROUGH_TOLERANCE = 3e-3
+# How far a float32 kernel may be off, as a share of the smallest penalty: it keeps r to 1e-5.
+PRODUCT_ERROR = 1e-4
 
 
 class Spectrum(NamedTuple):
@@ -73,7 +75,8 @@ def gram(
     for block, other_block, middle, unit in zip(*parts, strict=True):
         rows = (block - middle) / unit
         columns = rows if other is None else (other_block - middle) / unit
-        if X.dtype == torch.float32 and _product_error(rows, X.shape[1]) < 1e-3 * smallest_alpha:
+        tolerated = PRODUCT_ERROR * smallest_alpha
+        if X.dtype == torch.float32 and _product_error(rows, X.shape[1]) < tolerated:
             kernel += rows @ columns.T
         else:
             rows = rows.double()
