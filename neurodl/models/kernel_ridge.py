@@ -264,6 +264,13 @@ def _check_kernel(kernel: torch.Tensor) -> None:
             f"kernel='precomputed' needs the kernel of all rows with each other, a square, but X "
             f"has shape {tuple(kernel.shape)}."
         )
+    lowest = float(kernel.diagonal().amin())
+    if lowest < -1e-6 * float(kernel.abs().amax()):
+        raise ValueError(
+            "kernel='precomputed' needs the kernel of rows with themselves on the diagonal, at "
+            f"least 0, but X has {lowest:g} there. Is it a kernel, or "
+            "distances with their sign changed?"
+        )
     apart = (kernel - kernel.T).abs().max()
     if apart > 1e-4 * kernel.abs().max():
         raise ValueError(
