@@ -19,7 +19,7 @@ from neurodl.models._preflight import Path, Work, announced
 from neurodl.models._screening import can_screen
 from neurodl.models._solvers import SCORINGS
 from neurodl.models._spaces import Space
-from neurodl.models._splits import Splits, inner_splits, n_inner
+from neurodl.models._splits import Splits, check_rows, inner_splits, n_inner
 from neurodl.models._targets import Targets
 from neurodl.runtime import available_memory, names_several, resolve_device
 
@@ -121,16 +121,16 @@ class PenaltyCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         """
         self._check_parameters()
         splits = list(splits)
-        if not splits:
-            raise ValueError("`splits` has no folds; give (train, test) row numbers of each.")
+        check_lengths(X, y, groups=groups, runs=runs)
+        check_rows(splits, X.shape[0])
         if names_several(self.device):
             yield from predict_on_several(self, X, y, splits, groups=groups, runs=runs)
             return
-        check_lengths(X, y, groups=groups, runs=runs)
         device = resolve_device(self.device)
         groups = self._inner_groups(groups, runs)
         at_once = self._targets_at_once(X, y, splits, groups, device)
         features = as_tensor(X, device)
+        _check_finite(features)
         space = None
         for fold, (train, test) in enumerate(splits):
             own, held = as_index(train, device), as_index(test, device)
@@ -340,8 +340,17 @@ def check_fit_input(model: BaseEstimator, X: Any, y: Any) -> tuple[np.ndarray | 
 
 
 def check_lengths(X: Any, y: Any, **labels: Any) -> None:
-    """Raise unless targets and labels, such as groups, have a row for each row of features."""
-    n_samples = np.shape(X)[0]
+    """Raise unless targets and labels, such as groups, have a row for each row of features.
+
+    Both must be real and two-dimensional.
+    """
+    for name, values in {"X": X, "y": y}.items():
+        if len(getattr(values, "shape", ())) != 2 or "complex" in str(values.dtype):
+            raise ValueError(
+                f"{name} must be a real array with 2 dimensions, but is "
+                f"{getattr(values, 'dtype', type(values).__name__)} with shape {np.shape(values)}."
+            )
+    n_samples = X.shape[0]
     if y.shape[0] != n_samples:
         raise ValueError(
             f"X has {n_samples} rows, but y has {y.shape[0]}: pair features and responses by id "

@@ -60,7 +60,7 @@ class SomeTargets:
     def __init__(self, y: Any, columns: slice, stop: threading.Event | None = None) -> None:
         self.y, self.columns, self.stop = y, columns, stop
         self.shape = (y.shape[0], columns.stop - columns.start)
-        self.dtype, self.n_together = y.dtype, int(y.shape[1])
+        self.dtype, self.n_before, self.n_together = y.dtype, columns.start, int(y.shape[1])
 
     def __getitem__(self, key: tuple[slice, slice]) -> Any:
         """Return ``y[:, columns]``, of some of the columns."""

@@ -21,6 +21,8 @@ FILTER_TOLERANCE = 1e-7
 ROUGH_TOLERANCE = 3e-3
 # Eigenvalues below this share of the largest are rounding errors of zero.
 RANK_TOLERANCE = 1e-12
+# How far a float32 kernel may be off, as a share of the smallest penalty: it keeps r to 1e-5.
+PRODUCT_ERROR = 1e-4
 
 
 class Spectrum(NamedTuple):
@@ -75,7 +77,8 @@ def gram(
     for block, other_block, middle, unit in zip(*parts, strict=True):
         rows = (block - middle) / unit
         columns = rows if other is None else (other_block - middle) / unit
-        if X.dtype == torch.float32 and _product_error(rows, X.shape[1]) < 1e-3 * smallest_alpha:
+        tolerated = PRODUCT_ERROR * smallest_alpha
+        if X.dtype == torch.float32 and _product_error(rows, X.shape[1]) < tolerated:
             kernel += rows @ columns.T
         else:
             rows = rows.double()

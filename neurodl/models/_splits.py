@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from sklearn.model_selection import GroupKFold, KFold, check_cv
+
+from neurodl.errors import listed
 
 Splits = list[tuple[np.ndarray, np.ndarray]]
 
@@ -18,6 +21,26 @@ def n_inner(cv: Any, n_samples: int, groups: Any) -> int:
     if hasattr(cv, "get_n_splits"):
         return int(cv.get_n_splits(np.empty((n_samples, 1)), None, groups))
     return len(cv) if hasattr(cv, "__len__") else 5
+
+
+def check_rows(splits: Sequence[tuple[Any, Any]], n_samples: int) -> None:
+    """Raise unless folds are numbers of rows that are there, at least two of them to train on."""
+    if not splits:
+        raise ValueError("`splits` has no folds; give (train, test) row numbers of each.")
+    for number, (train, test) in enumerate(splits):
+        if len(train) < 2:
+            raise ValueError(
+                f"Fold {number} of `splits` has {len(train)} training rows, but a model needs at "
+                "least 2."
+            )
+        for rows in map(np.asarray, (train, test)):
+            if len(rows) and (
+                rows.dtype.kind not in "iu" or rows.min() < 0 or rows.max() >= n_samples
+            ):
+                raise ValueError(
+                    f"Fold {number} of `splits` must hold row numbers from 0 to {n_samples - 1}, "
+                    f"but holds {listed(rows, 3)}. Of a mask, take numpy.flatnonzero."
+                )
 
 
 def inner_splits(cv: Any, n_samples: int, groups: Any, seed: int) -> Splits:

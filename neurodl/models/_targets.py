@@ -66,7 +66,8 @@ class Targets:
         self.y, self.rows, self.dtype, self.device = y, rows, like.dtype, like.device
         self.n_samples = int(y.shape[0]) if rows is None else len(rows)
         self.n_targets = int(y.shape[1])
-        # with those on other devices: it decides how all are computed
+        # with those on other devices, before these and in all: it decides how all are computed
+        self.n_before = int(getattr(y, "n_before", 0))
         self.n_together = int(getattr(y, "n_together", self.n_targets))
         self.excluded = np.zeros(self.n_targets, bool)
         self.nan_targets = nan_targets
@@ -148,9 +149,10 @@ class Targets:
             return
         where = (~values[int(bad[0])].isfinite()).nonzero()[:, 0].cpu().numpy()
         rows = where if self.rows is None else self.rows[where]
+        first, last = self.n_before + columns.start, self.n_before + columns.stop - 1
         raise ValueError(
-            f"Input y contains NaN or infinity: {len(bad)} of the targets {columns.start} to "
-            f"{columns.stop - 1}, such as target {columns.start + bad[0]} in rows {listed(rows)}. "
+            f"Input y contains NaN or infinity: {len(bad)} of the targets {first} to {last}, "
+            f"such as target {first + bad[0]} in rows {listed(rows)}. "
             "Leave these rows or targets out, or say nan_targets='exclude'."
         )
 

@@ -268,6 +268,13 @@ def check_kernel(kernel: torch.Tensor, of: str = "") -> None:
             f"kernel='precomputed' needs the kernel{of} of all rows with each other, a square, but "
             f"X has shape {tuple(kernel.shape)}."
         )
+    lowest = float(kernel.diagonal().amin())
+    if lowest < -1e-6 * float(kernel.abs().amax()):
+        raise ValueError(
+            "kernel='precomputed' needs the kernel of rows with themselves on the diagonal, at "
+            f"least 0, but X has {lowest:g} there. Is it a kernel, or "
+            "distances with their sign changed?"
+        )
     apart = (kernel - kernel.T).abs().max()
     if apart > 1e-4 * kernel.abs().max():
         raise ValueError(
