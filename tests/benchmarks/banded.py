@@ -114,34 +114,31 @@ def random_search(
     return Result(np.exp(deltas.double().numpy()) / unit[:, None], best)
 
 
-def ours(bands: list[np.ndarray], Y: np.ndarray, refine: int) -> Result:
-    """Return what neurodl finds."""
+def ours(X: np.ndarray, Y: np.ndarray, n_bands: int, refine: int) -> Result:
+    """Return what neurodl finds with bands of equal size, side by side in X."""
     from neurodl.models import BandedRidgeCV
 
-    sizes = {f"band {place}": X.shape[1] for place, X in enumerate(bands)}
+    sizes = {f"band {place}": X.shape[1] // n_bands for place in range(n_bands)}
     model = BandedRidgeCV(
         bands=sizes, standardize=False, cv=KFold(N_FOLDS), refine=refine, device="cpu"
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # small sizes for a warm-up
-        model.fit(np.concatenate(bands, axis=1), Y)
+        warnings.simplefilter("ignore")  # of penalties at the edge: noise has no best one
+        model.fit(X, Y)
     return Result(1 / model.alpha_by_band_, np.array([np.nanmean(model.cv_score_)]))
 
 
-def predict(
-    kernels: np.ndarray, y: np.ndarray, gains: np.ndarray, train: np.ndarray, test: np.ndarray
-) -> np.ndarray:
-    """Return predictions (n_test,) of one target by its penalties, centred over training rows.
+def predict(kernel: np.ndarray, y: np.ndarray, train: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Return predictions (n_test,) of one target, centred over training rows.
 
     Parameters
     ----------
-    kernels : numpy.ndarray, shape (n_bands, n_samples, n_samples), float64
+    kernel : numpy.ndarray, shape (n_samples, n_samples), float64
+        The sum of the kernels of all bands, each over its penalty.
     y : numpy.ndarray, shape (n_samples,)
-    gains : numpy.ndarray, shape (n_bands,)
     """
-    kernel = np.tensordot(gains, kernels[:, :, train], 1)
-    inner = kernel[train]
-    across = kernel[test] - inner.mean(0)
+    inner = kernel[np.ix_(train, train)]
+    across = kernel[np.ix_(test, train)] - inner.mean(0)
     inner = inner - inner.mean(0)
     inner -= inner.mean(1, keepdims=True)
     across -= across.mean(1, keepdims=True)
@@ -164,10 +161,11 @@ def judge(kernels: np.ndarray, Y: np.ndarray, gains: np.ndarray) -> tuple[float,
     final = np.arange(n_samples), np.arange(n_samples, len(Y))
     r2, predicted = [], np.empty((N_TEST, Y.shape[1]))
     for target, (y, gain) in enumerate(zip(Y.T.astype(np.float64), gains.T, strict=True)):
+        kernel = np.tensordot(gain, kernels, 1)
         for train, test in splits:
-            error = y[test] - predict(kernels, y, gain, train, test)
+            error = y[test] - predict(kernel, y, train, test)
             r2.append(1 - np.square(error).mean() / y[test].var())
-        predicted[:, target] = predict(kernels, y, gain, *final)
+        predicted[:, target] = predict(kernel, y, *final)
     return float(np.mean(r2)), float(np.nanmean(correlation(predicted, Y[n_samples:])))
 
 
@@ -219,11 +217,11 @@ def main() -> None:
     bands, Y = [X[:n_samples] for X in every_band], every_Y[:n_samples].copy()
     unit = mean_diagonals(bands)
     kernels = np.stack([X @ X.T / np.float32(u) for X, u in zip(bands, unit, strict=True)])
-    few = [X[:60, :30] for X in bands]
+    X = np.concatenate(bands, axis=1)
     jobs = {
         "neurodl": (
-            lambda: ours(bands, Y, chosen.refine),
-            lambda: ours(few, Y[:60, :20].copy(), chosen.refine),
+            lambda: ours(X, Y, chosen.bands, chosen.refine),
+            lambda: ours(X[:60].copy(), Y[:60, :20].copy(), chosen.bands, chosen.refine),
         )
     }
     for batch in chosen.batches:
