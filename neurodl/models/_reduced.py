@@ -16,7 +16,6 @@ import torch
 N_STEPS = 30
 FIRST_STEP, LARGEST_STEP = 0.5, 2.0  # in the logarithm of a gain
 DEPENDENT = 1e-6  # directions with less than this share of the longest's square are left out
-Directions = torch.Tensor
 
 
 class Reduced(NamedTuple):

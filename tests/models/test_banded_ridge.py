@@ -15,6 +15,7 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 from sklearn.model_selection import GroupKFold, KFold
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from threadpoolctl import threadpool_limits
 
 from neurodl.errors import DeviceError
 from neurodl.metrics import r2, r2_by_band
@@ -51,6 +52,7 @@ def by_band(penalties, n_targets=N_TARGETS):
     return np.broadcast_to(penalties.reshape(len(penalties), -1), (len(penalties), n_targets))
 
 
+@threadpool_limits.wrap(limits=1)  # small decompositions wait for threads
 def ridge(X, Y, train, test, penalties, sizes=SIZES):
     """Return predictions and weights of Ridge on features over the root of their penalty."""
     penalties = by_band(penalties, Y.shape[1])
@@ -118,6 +120,28 @@ def test_penalties_that_differ_by_many_orders_of_magnitude(n_samples, dtype):
         error = np.abs(found - expected).max(0) / expected.std(0)
         assert error.max() < (1e-3 if dtype == "f4" else 1e-7)
         assert np.median(error) < (2e-6 if dtype == "f4" else 1e-9)
+
+
+@pytest.mark.parametrize("options", [{}, {"delays": [0, 2]}, {"standardize": True}])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("f4", 2e-5), ("f8", 1e-8)])
+def test_bands_much_wider_than_rows_keep_weights_of_rows(dtype, tolerance, options):
+    sizes, penalties = {"narrow": 4, "wide": 300}, [2.0, 500.0]
+    X, Y = (values.astype(dtype) for values in simulate(60, sizes=sizes))
+    train, test = np.arange(40), np.arange(40, 60)
+    model = model_of(bands=sizes, alphas_by_band=penalties, **options).fit(X[train], Y[train])
+    assert [band.design is None for band in model._bands] == [True, False]
+    (part,) = model.predict_folds(X[:40], Y[:40], [(np.arange(40), np.arange(40))])
+    np.testing.assert_allclose(model.predict(X[train]), part.predicted, atol=tolerance)
+    rows = X[test].astype("f8")
+    if "delays" in options:  # before the start a feature has its mean
+        late = np.r_[np.full((2, 304), X[train].mean(0)), rows[:-2]]
+        rows = np.concatenate([rows, late], 1)
+    by_hand = rows @ model.coef_.T + model.intercept_
+    np.testing.assert_allclose(model.predict(X[test]), by_hand, atol=10 * tolerance)
+    if not options:
+        expected, coef = ridge(X.astype("f8"), Y.astype("f8"), train, test, penalties, sizes)
+        np.testing.assert_allclose(model.predict(X[test]), expected, atol=tolerance)
+        np.testing.assert_allclose(model.coef_, coef, atol=tolerance)
 
 
 @pytest.mark.parametrize("n_samples", [60, 200])
