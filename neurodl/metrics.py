@@ -77,8 +77,9 @@ def r2_by_band(
 ) -> torch.Tensor:
     """Return the part of each band of features in r2, by the product measure.
 
-    The parts sum to r2 but for what a mean that differs from that of the training rows takes off. A
-    band whose predictions run against the observations has a negative part.
+    The parts sum to r2 where the observations have the mean of the training rows, else but for a
+    multiple of the difference. A band whose predictions run against the observations has a
+    negative part.
 
     Parameters
     ----------

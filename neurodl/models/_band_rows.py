@@ -19,6 +19,7 @@ from neurodl.models._spaces import KernelSpace, LinearSpace, Space
 from neurodl.models._targets import Block
 
 DEPENDENT = 1e-12  # eigenvalues of a covariance below this share of the largest are 0
+ROUNDING = 1e-12  # a variance below this share of the mean square is 0
 
 
 class BandRows(NamedTuple):
@@ -78,9 +79,9 @@ class Bands:
             unit = [_mean_square(design, own) for design in self.designs]
         else:
             inner = (kernel[own][:, own] for kernel in kernels)
-            unit = [float(one.diagonal().mean() - one.mean()) for one in inner]
+            unit = [_variance(float(one.diagonal().mean()), float(one.mean())) for one in inner]
         # bands that do not vary are divided by nothing
-        unit = [one if one > 0 else 1.0 for one in unit]
+        unit = [one or 1.0 for one in unit]
         self.unit = torch.tensor(unit, dtype=torch.float64, device=own.device)
 
     def mixture(self, weights: torch.Tensor) -> Space:
@@ -94,6 +95,7 @@ class Bands:
         features = torch.cat([design.features for design in self.designs], 1)
         mean_square = float(weights.sum())
         mean_eigenvalue = mean_square * len(self.own) / min(len(self.own), features.shape[1])
+        mean_eigenvalue /= len(self.designs[0].delays or [0])  # these count in `unit` already
         scaling = Scaling(torch.cat([one.offset for one in scalings]), scale, 0, mean_eigenvalue)
         first = self.designs[0]
         by_run = first.centre_runs
@@ -157,7 +159,13 @@ def _mean_square(design: Design, own: torch.Tensor) -> float:
     for _, rows in design.blocks(own):
         total += rows.sum(0)
         square += float(rows.square().sum())
-    return square / len(own) - float((total / len(own)).square().sum())
+    return _variance(square / len(own), float((total / len(own)).square().sum()))
+
+
+def _variance(mean_square: float, square_of_mean: float) -> float:
+    """Return the variance, 0 where it is no more than rounding."""
+    variance = mean_square - square_of_mean
+    return variance if variance > ROUNDING * mean_square else 0.0
 
 
 def _compressed(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

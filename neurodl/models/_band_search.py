@@ -28,7 +28,7 @@ class Found(NamedTuple):
     """The gains of some targets.
 
     log_gains : (n_targets, n_bands), float64
-    scores : (n_targets,), mean inner scores at them
+    scores : (n_targets,), mean inner scores at them; NaN where there is none
     """
 
     log_gains: torch.Tensor
@@ -79,13 +79,14 @@ class BandSearch:
         common : torch.Tensor, shape (n_targets,)
             Its mean inner score.
         """
-        start = (self.weights / alpha[:, None]).log().clamp(LOWEST, HIGHEST)
+        start = (self.weights / alpha[:, None]).log()
+        top = start.amax(1, keepdim=True)
+        highest = torch.maximum((top + REACH).clamp_max(HIGHEST), top)
+        bounds = start.amin(1, keepdim=True).clamp_max(LOWEST), highest
         best = Found(start, common.double().nan_to_num(-torch.inf))
         known: list[list[torch.Tensor]] = [[] for _ in self.splits]
         for _ in range(1 + self.refine):
             model = self._reduced(block, alpha, known)
-            highest = (start.amax(1, keepdim=True) + REACH).clamp_max(HIGHEST)
-            bounds = torch.full_like(highest, LOWEST), highest
             found = search(model, [best.log_gains, *self._starts(start)], bounds, self.scoring)
             del model
             scores = self._exact(block, found, known)
@@ -94,7 +95,7 @@ class BandSearch:
                 torch.where(better[:, None], found, best.log_gains),
                 torch.where(better, scores, best.scores),
             )
-        return best
+        return best._replace(scores=torch.where(best.scores.isfinite(), best.scores, torch.nan))
 
     def _starts(self, start: torch.Tensor) -> list[torch.Tensor]:
         """Return places to start from: each band alone, and random mixtures."""

@@ -29,22 +29,25 @@ class References(NamedTuple):
     nearest: torch.Tensor
 
 
-def references(kernels: torch.Tensor, log_gains: torch.Tensor) -> References:
+def references(
+    kernels: torch.Tensor, log_gains: torch.Tensor, n_most: int | None = None
+) -> References:
     """Return mixtures of which each target is close to one: the farthest target is the next.
-
-    The more targets share the work of a decomposition, the more there are.
 
     Parameters
     ----------
     kernels : torch.Tensor, shape (n_bands, k, k)
     log_gains : torch.Tensor, shape (n_targets, n_bands)
         Logarithms of the gains d.
+    n_most : int, optional
+        How many there may be; by default the more, the more targets share the work of each.
 
     References
     ----------
     Gonzalez (1985), Clustering to minimize the maximum intercluster distance, Theor. Comput. Sci.
     """
-    n_most = min(MAX_REFERENCES, MIN_REFERENCES + 4 * len(log_gains) // kernels.shape[1])
+    if n_most is None:
+        n_most = min(MAX_REFERENCES, MIN_REFERENCES + 4 * len(log_gains) // len(kernels[0]))
     places = log_gains.clamp_min(NEGLIGIBLE)
     centre = places.median(0).values
     distance = (places - centre).abs().amax(1)
@@ -89,7 +92,7 @@ def solve(
     goal = tolerance * torch.linalg.vector_norm(values, dim=1)
     solution = _precondition(values, near.nearest, near)
     rest = values - times(kernels, solution, gains)
-    active = (torch.linalg.vector_norm(rest, dim=1) > goal).nonzero()[:, 0]
+    active = (~(torch.linalg.vector_norm(rest, dim=1) <= goal)).nonzero()[:, 0]
     rest, nearest = rest[active], near.nearest[active]
     direction = ahead = _precondition(rest, nearest, near)
     product = torch.linalg.vecdot(rest, ahead)
@@ -100,7 +103,7 @@ def solve(
         step = (product / torch.linalg.vecdot(direction, image))[:, None]
         solution.index_add_(0, active, step * direction)
         rest = rest - step * image
-        going = torch.linalg.vector_norm(rest, dim=1) > goal[active]
+        going = ~(torch.linalg.vector_norm(rest, dim=1) <= goal[active])  # NaN goes on, flagged
         if not going.all():
             kept = going.nonzero()[:, 0]
             active, nearest = active[kept], nearest[kept]
@@ -122,6 +125,9 @@ def solve_exactly(
 ) -> torch.Tensor:
     """Return what `solve` does, in float64, from corrections in the precision of `near`.
 
+    Targets whose corrections do not come to an end, as with gains too large for float32, are solved
+    one by one.
+
     References
     ----------
     Moler (1967), Iterative refinement in floating point, J. ACM 14.
@@ -136,11 +142,20 @@ def solve_exactly(
         step, _ = solve(low, rest.to(dtype), low_gains[active], some, LOCAL_TOLERANCE)
         solution.index_add_(0, active, step.to(values.dtype))
         rest = values[active] - times(kernels, solution[active], gains[active])
-        going = torch.linalg.vector_norm(rest, dim=1) > goal[active]
+        going = ~(torch.linalg.vector_norm(rest, dim=1) <= goal[active])
         active, rest = active[going], rest[going]
         if not len(active):
             break
+    for target in active.tolist():
+        solution[target] = _directly(kernels, values[target], gains[target])
     return solution
+
+
+def _directly(kernels: torch.Tensor, values: torch.Tensor, gains: torch.Tensor) -> torch.Tensor:
+    """Return the solution of one target, (k,), by a decomposition of its own."""
+    system = torch.einsum("b,bij->ij", gains, kernels)
+    system.diagonal().add_(1.0)
+    return torch.cholesky_solve(values[:, None], torch.linalg.cholesky(system))[:, 0]
 
 
 def times(kernels: torch.Tensor, vectors: torch.Tensor, gains: torch.Tensor) -> torch.Tensor:

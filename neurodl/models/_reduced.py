@@ -15,8 +15,7 @@ import torch
 
 N_STEPS = 30
 FIRST_STEP, LARGEST_STEP = 0.5, 2.0  # in the logarithm of a gain
-DEPENDENT = 1e-6  # directions shorter than this share of the longest are left out
-Directions = torch.Tensor
+DEPENDENT = 1e-6  # directions with less than this share of the longest's square are left out
 
 
 class Reduced(NamedTuple):
@@ -60,7 +59,7 @@ def reduce_split(
     """
     n_targets, n_directions, n_train = vectors.shape
     vectors = vectors / torch.linalg.vector_norm(vectors, dim=2, keepdim=True).clamp_min(1e-30)
-    flat = vectors.reshape(-1, n_train)
+    flat = vectors.flatten(0, 1)
     features, held_features = [], []
     for kernel, other in zip(kernels, cross, strict=True):
         image = (flat @ kernel).view(n_targets, n_directions, n_train)

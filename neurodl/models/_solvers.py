@@ -81,8 +81,9 @@ def gram(
         if X.dtype == torch.float32 and _product_error(rows, X.shape[1]) < tolerated:
             kernel += rows @ columns.T
         else:
-            rows = rows.double()
-            kernel.addmm_(rows, rows.T if other is None else columns.double().T)
+            rows = (block.double() - middle) / unit
+            columns = rows if other is None else (other_block.double() - middle) / unit
+            kernel.addmm_(rows, columns.T)
     return kernel
 
 

@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from neurodl.models._band_rows import BandRows, Bands
 from neurodl.models._band_search import SPREAD, BandSearch, Found
 from neurodl.models._bands import Columns, band_columns
-from neurodl.models._base import as_tensor, check_fit_input
+from neurodl.models._base import as_tensor, check_fit_input, check_lengths
 from neurodl.models._conjugate import references, solve_exactly
 from neurodl.models._design import Design, Scaling, fit_scaling
 from neurodl.models._linear import TARGET_AXES, LinearCV
@@ -24,7 +24,8 @@ from neurodl.models.kernel_ridge import check_kernel
 from neurodl.runtime import available_memory, resolve_device
 
 KERNELS = ("linear", "precomputed")
-TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-10}  # of the residual of final solutions
+# Of the residual of final solutions, as a share of the target.
+TOLERANCE = {torch.float32: 1e-7, torch.float64: 1e-10}
 MAX_TARGETS = 8192  # whose penalties are searched together
 MEMORY_SHARE = 8
 # Up to so many features per row, rows are replaced by as many pseudo-rows as there are features.
@@ -149,6 +150,7 @@ class BandedRidgeCV(LinearCV):
         With kernel="precomputed", X has shape (n_samples, n_bands * n_samples).
         """
         X, y = check_fit_input(self, X, y)
+        check_lengths(X, y, groups=groups, runs=runs)
         self._check_parameters()
         features = as_tensor(X, resolve_device(self.device))
         own = torch.arange(len(features), device=features.device)
@@ -236,13 +238,12 @@ class BandedRidgeCV(LinearCV):
         """Yield some targets, their penalties, and their solutions (n_targets, k), float64."""
         choice = self._choice(bands, targets, groups)
         targets.n_at_once = self._n_at_once(len(bands.unit), targets)
-        kernels = rows.kernels.to(targets.dtype)
+        kernels, tolerance = rows.kernels.to(targets.dtype), TOLERANCE[targets.dtype]
 
         def work(block: Block) -> tuple[Found, torch.Tensor]:
             found = choice(block)
             near = references(kernels, found.log_gains)
             inside, gains = rows.turned(block.values).double(), found.log_gains.exp()
-            tolerance = TOLERANCE[targets.dtype]
             return found, solve_exactly(rows.kernels, inside, gains, near, tolerance)
 
         for block, (found, solution) in targets.map(work):
@@ -309,7 +310,14 @@ class BandedRidgeCV(LinearCV):
             return Bands(columns, None, designs, own)
         if last is not None and last.kernels is not None and not self.standardize:
             return Bands(columns, last.kernels, designs, own)
-        kernels = [design.kernel(1e-4 * design.mean_eigenvalue(own)) for design in designs]
+        given = [
+            float(np.min(penalties))
+            for penalties in (self.alphas, self.alphas_by_band)
+            if penalties is not None and not isinstance(penalties, str)
+        ]
+        kernels = [
+            design.kernel(min([1e-4 * design.mean_eigenvalue(own), *given])) for design in designs
+        ]
         return Bands(columns, kernels, designs, own)
 
     def _keep(

@@ -12,7 +12,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 import neurodl as ndl
 from neurodl.errors import SchemaError
-from neurodl.models import StackedRidgeCV
+from neurodl.models import BandedRidgeCV, StackedRidgeCV
 from neurodl.scores import cross_validate, make_splits, permutation_test
 
 IDS = [f"image{i:02d}" for i in range(60)]
@@ -182,3 +182,83 @@ def test_wrong_uses_say_what_to_do(layers, kernels, responses):
         cross_validate(StackedRidgeCV(kernel="precomputed", device="cpu"), layers, responses)
     with pytest.raises(ValueError, match="needs RidgeCV or KernelRidgeCV"):
         permutation_test(StackedRidgeCV(device="cpu"), layers, responses, n_permutations=2)
+
+
+def banded(**options):
+    return BandedRidgeCV(**{"cv": 3, "device": "cpu"} | options)
+
+
+@pytest.mark.parametrize("groups", [None, "run"])
+def test_each_layer_is_a_band_with_a_penalty_and_a_part_of_r2(layers, responses, groups):
+    scores = cross_validate(banded(), layers, responses, groups=groups)
+    assert scores["layer"].values.tolist() == ["all"]
+    assert scores["band"].values.tolist() == ["early", "middle", "late"]
+    for name in ("alpha_by_band", "r2_by_band"):
+        assert scores[name].dims == ("layer", "fold", "band", "unit")
+    leading = scores["r2_by_band"].mean("fold")[0].idxmax("band").values.tolist()
+    assert leading == ["early"] * 3 + ["late"] * 3
+    smallest = scores["alpha_by_band"].median("fold")[0].idxmin("band").values.tolist()
+    assert smallest == leading
+    assert scores["r"].mean() > 0.6
+
+
+def test_given_penalties_are_those_of_a_model_of_each_fold(layers, responses):
+    penalties = [2.0, 300.0, 5.0]
+    model = banded(alphas_by_band=penalties)
+    scores = cross_validate(model, layers, responses, keep_predictions=True)
+    splits, _, _ = make_splits(responses, 5, None, 0)
+    X, Y = np.concatenate([x.values for x in layers.values()], 1), responses.values
+    alone = banded(alphas_by_band=penalties, bands={"early": 5, "middle": 30, "late": 8})
+    for fold, (train, test) in enumerate(splits):
+        alone.fit(X[train], Y[train])
+        found = scores.isel(layer=0, fold=fold)
+        np.testing.assert_allclose(found["alpha_by_band"].T, np.tile(penalties, (6, 1)), rtol=1e-5)
+        np.testing.assert_allclose(found["alpha"], alone.alpha_, rtol=1e-5)
+        predicted = scores["predicted"].values[0][test]
+        np.testing.assert_allclose(predicted, alone.predict(X[test]), atol=1e-4)
+        # parts sum to r2 but for the difference of means
+        mean = Y[test].mean(0)
+        apart = (Y[train].mean(0) - mean) * (predicted.mean(0) - mean) / Y[test].var(0)
+        np.testing.assert_allclose(found["r2_by_band"].sum("band") - apart, found["r2"], atol=1e-4)
+
+
+def test_kernels_as_bands_score_as_their_features(layers, kernels, responses):
+    found = cross_validate(banded(kernel="precomputed"), kernels, responses)
+    expected = cross_validate(banded(standardize=False), layers, responses)
+    for name in ("r", "r2", "r2_by_band"):
+        np.testing.assert_allclose(found[name], expected[name], atol=5e-3)
+
+
+@pytest.mark.parametrize("kind", ["features", "kernels"])
+def test_a_pipeline_ends_in_a_penalty_for_each_band(layers, kernels, responses, kind):
+    model = banded(**({"kernel": "precomputed"} if kind == "kernels" else {}))
+    X = kernels if kind == "kernels" else layers
+    expected = cross_validate(model, X, responses)
+    found = cross_validate(make_pipeline(FunctionTransformer(), model), X, responses)
+    np.testing.assert_allclose(found["r"], expected["r"], atol=1e-3)
+
+
+def test_delays_of_bands_stay_within_runs(layers, responses):
+    model = banded(delays=[0, 1], centre="runs")
+    scores = cross_validate(model, layers, responses, cv=3, groups="run")
+    assert scores["r2_by_band"].sizes["band"] == 3
+    assert np.isfinite(scores["r2_by_band"]).all()
+    assert scores["r"].mean() > 0.5
+
+
+def test_parts_of_bands_are_kept_and_reported(layers, responses, tmp_path):
+    broken = responses.copy(deep=True)
+    broken[3, 2] = np.nan
+    scores = cross_validate(banded(), layers, broken)
+    others = np.arange(6) != 2
+    np.testing.assert_array_equal(
+        np.isfinite(scores["r2_by_band"]).all(("fold", "band"))[0], others
+    )
+    ndl.save(scores, tmp_path / "scores.nc")
+    xr.testing.assert_allclose(ndl.load(tmp_path / "scores.nc"), scores)
+    ndl.report(scores).save(tmp_path / "report.html")
+
+
+def test_penalties_of_bands_cannot_be_permuted(layers, responses):
+    with pytest.raises(ValueError, match="needs RidgeCV or KernelRidgeCV"):
+        permutation_test(banded(), layers, responses, n_permutations=2)
