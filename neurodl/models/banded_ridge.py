@@ -88,7 +88,8 @@ class BandedRidgeCV(LinearCV):
     alpha_ : numpy.ndarray, shape (n_targets,)
         The penalty of all bands together: one over the sum of one over each.
     cv_score_ : numpy.ndarray, shape (n_targets,)
-        Mean inner score, to about 1e-4; NaN where nothing was searched.
+        Mean inner score, to about 1e-4 (5e-4 at worst); NaN where nothing was searched, and of
+        targets without any.
     coef_, intercept_, n_floored_, n_excluded_
         See `RidgeCV`.
 
