@@ -19,7 +19,7 @@ SPREAD = (0.1, 1.0, 10.0)  # penalties of the directions, as multiples of the be
 LOWEST = math.log(1e-6)  # of the logarithm of a gain: the band is off
 HIGHEST = math.log(1e4)
 REACH = math.log(300.0)  # how far above the common gain a band may go
-N_RANDOM = 6  # random mixtures that are tried as starts
+N_RANDOM = 16  # random mixtures that are tried as starts
 TOLERANCE = 3e-4  # of solutions whose inner score is taken
 N_AT_ONCE = 256  # targets whose directions are multiplied together
 
@@ -98,11 +98,15 @@ class BandSearch:
         return best._replace(scores=torch.where(best.scores.isfinite(), best.scores, torch.nan))
 
     def _starts(self, start: torch.Tensor) -> list[torch.Tensor]:
-        """Return places to start from: each band alone, and random mixtures."""
+        """Return places to start from: bands alone and random mixtures, at two sums of gains.
+
+        The second is for targets of which all bands together predict little.
+        """
         total = start.exp().sum(1, keepdim=True)
         alone = torch.eye(start.shape[1], dtype=start.dtype, device=start.device)
         mixtures = [*alone.clamp_min(1e-4), *self.random]
-        return [(total * one).log().clamp(LOWEST, HIGHEST) for one in mixtures]
+        totals = total, (10 * total).clamp_min(0.1)
+        return [(t * one).log().clamp(LOWEST, HIGHEST) for t in totals for one in mixtures]
 
     def _rows(self, number: int) -> tuple[BandRows, torch.Tensor, torch.Tensor]:
         train, test = self.splits[number]

@@ -47,7 +47,7 @@ def references(
     Gonzalez (1985), Clustering to minimize the maximum intercluster distance, Theor. Comput. Sci.
     """
     if n_most is None:
-        n_most = min(MAX_REFERENCES, MIN_REFERENCES + 4 * len(log_gains) // len(kernels[0]))
+        n_most = min(MAX_REFERENCES, MIN_REFERENCES + 4 * len(log_gains) // max(len(kernels[0]), 1))
     places = log_gains.clamp_min(NEGLIGIBLE)
     centre = places.median(0).values
     distance = (places - centre).abs().amax(1)

@@ -17,7 +17,6 @@ from sklearn.model_selection import GroupKFold, KFold
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from threadpoolctl import threadpool_limits
 
-from neurodl.errors import DeviceError
 from neurodl.metrics import r2, r2_by_band
 from neurodl.models import BandedRidgeCV, RidgeCV, banded_ridge
 
@@ -503,13 +502,23 @@ def test_the_same_seed_gives_the_same_and_pickle_keeps_it():
         assert clone(model).get_params()["bands"] == SIZES
 
 
-def test_several_devices_are_refused():
+def test_several_devices_share_the_targets():
     X, Y = simulate()
-    model = model_of(device=["cpu", "cpu"])
-    with pytest.raises(DeviceError, match=r"BandedRidgeCV.*Give one, such as 'cpu'"):
-        model.fit(X, Y)
-    with pytest.raises(DeviceError, match=r"BandedRidgeCV.*Give one, such as 'cpu'"):
-        next(model.predict_folds(X, Y, [(np.arange(40), np.arange(40, 60))]))
+    options = {"alphas_by_band": [1.0, 20.0, 300.0]}
+    one, two = (model_of(device=device, **options) for device in ("cpu", ["cpu", "cpu"]))
+    np.testing.assert_allclose(two.fit(X, Y).predict(X), one.fit(X, Y).predict(X), atol=1e-9)
+    np.testing.assert_allclose(two.coef_, one.coef_, atol=1e-9)
+    np.testing.assert_array_equal(two.alpha_by_band_, one.alpha_by_band_)
+    splits = [(np.arange(40), np.arange(40, 60))]
+    apart = [part for part in two.predict_folds(X, Y, splits)]
+    (whole,) = one.predict_folds(X, Y, splits)
+    assert [part.columns for part in apart] == [
+        slice(0, len(Y.T) // 2),
+        slice(len(Y.T) // 2, len(Y.T)),
+    ]
+    for name in ("predicted", "parts"):
+        joined = torch.cat([getattr(part, name) for part in apart], -1)
+        torch.testing.assert_close(joined, getattr(whole, name), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize(
