@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import torch
 from torch import nn
@@ -188,6 +189,8 @@ def explain_download(name: str, source: str, folder: str | Path) -> Iterator[Non
     except (NeurodlError, TypeError, AttributeError, AssertionError):
         raise  # a mistake in the network's options, not in its weights
     except Exception as error:  # damaged files and broken connections raise types of many libraries
+        if isinstance(error, HTTPError):
+            error.close()
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise DownloadError(
             f"The pretrained weights of {name} could not be loaded from {source}: {reason}\n"

@@ -133,7 +133,6 @@ def _frame_indices(n_total: int, n_frames: int | None, path: Path) -> np.ndarray
 def _read_decord(path: Path, n_frames: int | None) -> np.ndarray:
     import decord
 
-    video = None
     try:
         video = decord.VideoReader(str(path), num_threads=1)
         indices = _frame_indices(len(video), n_frames, path)
@@ -141,9 +140,6 @@ def _read_decord(path: Path, n_frames: int | None) -> np.ndarray:
     except (decord.DECORDError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise FileFormatError(f"Cannot read the video {path}: {reason}") from error
-    finally:
-        # An error's traceback would keep the reader, whose threads abort Python as it exits.
-        video = None
 
 
 def _read_av(path: Path, n_frames: int | None) -> np.ndarray:

@@ -143,14 +143,15 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
         self.send_header("X-Repo-Commit", "a" * 40)
+        self.send_header("Connection", "close")
         self.end_headers()
+        self.close_connection = True
 
     def do_GET(self):
         self.do_HEAD()
         content = self.server.content
         if self.server.mode == "cut":
             self.wfile.write(content[: len(content) // 2])
-            self.close_connection = True
         else:
             self.wfile.write(b"\xff" * len(content) if self.server.mode == "noise" else content)
 
@@ -167,6 +168,7 @@ def hub(tmp_path, monkeypatch):
         local = functools.partial(huggingface_hub.hf_hub_download, endpoint=address)
         monkeypatch.setattr("timm.models._hub.hf_hub_download", local)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+        server.daemon_threads = False  # the end of the block waits for them
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()

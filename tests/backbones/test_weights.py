@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import hashlib
 import http.server
 import threading
@@ -129,9 +130,11 @@ def server(tmp_path):
     folder.mkdir()
     handler = functools.partial(Quiet, directory=folder)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        running.daemon_threads = False  # the end of the block waits for them
         threading.Thread(target=running.serve_forever, daemon=True).start()
         yield folder, f"http://127.0.0.1:{running.server_port}"
         running.shutdown()
+    gc.collect()  # sockets that urllib leaves open are found here, and not in some other test
 
 
 @pytest.fixture
