@@ -18,7 +18,7 @@ from neurodl.models._conjugate import references, solve_exactly
 from neurodl.models._design import Design, Scaling, fit_scaling
 from neurodl.models._linear import TARGET_AXES, LinearCV
 from neurodl.models._spaces import MAX_FEATURES_PER_SAMPLE
-from neurodl.models._splits import inner_splits
+from neurodl.models._splits import inner_splits, n_inner
 from neurodl.models._targets import Block, Targets
 from neurodl.models.kernel_ridge import check_kernel
 from neurodl.runtime import available_memory, resolve_device
@@ -56,8 +56,11 @@ class BandedRidgeCV(LinearCV):
     penalty for all bands, as `RidgeCV` chooses it. Then the penalties of all bands are varied
     together, each target on its own: random mixtures and single bands are tried, and the best is
     improved by its derivatives. Scores on the way come from a few directions of each band, those
-    that decide from all features. At the penalties that are found the weights are exact. Which
-    targets are searched together can change their predictions by about 1e-3 of their deviation.
+    that decide from all features. At the penalties that are found the weights are exact.
+
+    Which targets are searched together, and so how much memory is free, can change predictions by
+    about 1e-3 of a target's deviation, and by more for the few targets that then find another
+    optimum, with nearly the same inner score.
 
     Parameters
     ----------
@@ -238,7 +241,7 @@ class BandedRidgeCV(LinearCV):
     ) -> Iterator[tuple[Block, Found, torch.Tensor]]:
         """Yield some targets, their penalties, and their solutions (n_targets, k), float64."""
         choice = self._choice(bands, targets, groups)
-        targets.n_at_once = self._n_at_once(len(bands.unit), targets)
+        targets.n_at_once = self._n_at_once(len(bands.unit), targets, groups)
         kernels, tolerance = rows.kernels.to(targets.dtype), TOLERANCE[targets.dtype]
 
         def work(block: Block) -> tuple[Found, torch.Tensor]:
@@ -284,9 +287,10 @@ class BandedRidgeCV(LinearCV):
         unknown = torch.full((targets.n_targets,), torch.nan, device=bands.own.device)
         return lambda block: Found(log_gains[block.columns], unknown[block.columns])
 
-    def _n_at_once(self, n_bands: int, targets: Targets) -> int:
+    def _n_at_once(self, n_bands: int, targets: Targets, groups: Any) -> int:
         """Return how many targets are searched together."""
-        n_splits = self.cv if isinstance(self.cv, int) else 5
+        searched = n_bands > 1 and self.alphas_by_band is None
+        n_splits = n_inner(self.cv, targets.n_samples, groups) if searched else 1
         few = n_bands * (len(SPREAD) + self.refine)
         n_bytes = n_splits * (6 * 8 * few**2 + 4 * targets.n_samples * (4 + self.refine))
         room = available_memory(targets.device) // MEMORY_SHARE
