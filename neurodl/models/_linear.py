@@ -10,15 +10,9 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 
 from neurodl.errors import listed
-from neurodl.models._base import (
-    PenaltyCV,
-    as_tensor,
-    check_features_input,
-    check_fit_input,
-    check_lengths,
-    weights_at,
-)
+from neurodl.models._base import PenaltyCV, weights_at
 from neurodl.models._design import Design, Runs, Scaling, fit_scaling
+from neurodl.models._input import as_tensor, check_features_input, check_fit_input, check_lengths
 from neurodl.models._spaces import LinearSpace
 from neurodl.models._targets import Targets
 from neurodl.runtime import resolve_device

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from neurodl.errors import TooLargeError
-from neurodl.models._base import PenaltyCV, as_index, as_tensor
+from neurodl.models._base import PenaltyCV
+from neurodl.models._input import as_index, as_tensor
 from neurodl.models._solvers import gains
 from neurodl.runtime import available_memory, resolve_devices
 

@@ -13,9 +13,9 @@ from sklearn.utils.validation import check_is_fitted
 from neurodl.models._band_rows import BandRows, Bands
 from neurodl.models._band_search import SPREAD, BandSearch, Found
 from neurodl.models._bands import Columns, band_columns
-from neurodl.models._base import as_tensor, check_fit_input, check_lengths
 from neurodl.models._conjugate import references, solve_exactly
 from neurodl.models._design import Design, Scaling, fit_scaling
+from neurodl.models._input import as_tensor, check_fit_input, check_lengths
 from neurodl.models._linear import TARGET_AXES, LinearCV
 from neurodl.models._spaces import MAX_FEATURES_PER_SAMPLE
 from neurodl.models._splits import inner_splits, n_inner

@@ -8,16 +8,10 @@ import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
 
-from neurodl.models._base import (
-    PenaltyCV,
-    as_tensor,
-    check_features_input,
-    check_fit_input,
-    check_lengths,
-    weights_at,
-)
+from neurodl.models._base import PenaltyCV, weights_at
 from neurodl.models._design import Scaling, fit_scaling
 from neurodl.models._folds import Fold
+from neurodl.models._input import as_tensor, check_features_input, check_fit_input, check_lengths
 from neurodl.models._preflight import Path
 from neurodl.models._solvers import gram
 from neurodl.models._spaces import KernelSpace

@@ -12,8 +12,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from neurodl.models._band_folds import BandFolds
 from neurodl.models._bands import Columns, band_columns
-from neurodl.models._base import (
-    FoldPrediction,
+from neurodl.models._base import FoldPrediction
+from neurodl.models._input import (
     as_index,
     as_tensor,
     check_features_input,

@@ -1,0 +1,177 @@
+"""The fits of one model to every fold, and what is known of each layer by them."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import xarray as xr
+from sklearn.base import clone
+
+from neurodl.errors import NeurodlWarning
+from neurodl.metrics import pearson_r, r2, r2_by_band
+from neurodl.models._bands import band_columns
+from neurodl.models._base import FoldPrediction
+from neurodl.scores.pairing import fit_parameter, last_step, takes_kernel
+
+
+class Rows(NamedTuple):
+    """Responses, row by row as their features are, and their folds.
+
+    responses : (sample, target), averaged over repeats
+    observed : the same as float32, contiguous, and about run means where the model wants that
+    splits : list of (train, test) row numbers
+    labels, runs : the group and the run of each row, or None
+    text : the folds in words
+    bands : the layer of each column, for a model that takes all at once, or None
+    """
+
+    responses: xr.DataArray
+    observed: np.ndarray
+    splits: list[Any]
+    labels: np.ndarray | None
+    runs: np.ndarray | None
+    text: str
+    bands: np.ndarray | None
+
+
+class Fits:
+    """The fits of one model to every fold, one layer after the other."""
+
+    def __init__(
+        self,
+        model: Any,
+        rows: Rows,
+        used: np.ndarray,
+        keep_predictions: bool,
+    ) -> None:
+        self.model, self.used, self.splits = clone(model, safe=False), used, rows.splits
+        self.bands = rows.bands
+        observed = rows.observed
+        self.observed = observed if used.all() else np.ascontiguousarray(observed[:, used])
+        self.names = {name: fit_parameter(model, name) for name in ("groups", "runs")}
+        self.groups = rows.labels if self.names["groups"] else None
+        self.runs = rows.runs if self.names["runs"] else None
+        self.takes_kernel = takes_kernel(model)
+        self.keep_predictions = keep_predictions
+        self.messages: Counter[str] = Counter()
+        self.n_fits = 0
+
+    def layer(
+        self, features: np.ndarray, advance: Callable[[int], object]
+    ) -> dict[str, np.ndarray]:
+        """Return what is known of one layer.
+
+        r, r2 and alpha (fold, target), predicted (sample, target), and what models say of each
+        band (fold, band, target). `advance` is told how many targets are done, fold by fold.
+        """
+        shape = (len(self.splits), len(self.used))
+        result = {name: np.full(shape, np.nan, np.float32) for name in ("r", "r2", "alpha")}
+        if self.keep_predictions:
+            n_rows = len(self.observed)
+            result["predicted"] = np.full((n_rows, len(self.used)), np.nan, np.float32)
+        columns = np.flatnonzero(self.used)
+        with self._collected(), closing(self._predictions(features)) as parts:
+            for part in parts:
+                test, places = self.splits[part.fold][1], columns[part.columns]
+                predicted = part.predicted
+                observed = self.observed[test][:, part.columns]
+                observed = torch.as_tensor(observed, device=predicted.device)
+                result["r"][part.fold, places] = pearson_r(predicted, observed).cpu().numpy()
+                result["r2"][part.fold, places] = r2(predicted, observed).cpu().numpy()
+                result["alpha"][part.fold, places] = part.alpha.cpu().numpy()
+                by_band = dict(part.by_band or {})
+                if part.parts is not None:
+                    by_band["r2_by_band"] = r2_by_band(part.parts, predicted, observed)
+                for name, values in by_band.items():
+                    if name not in result:
+                        three = (shape[0], len(values), shape[1])
+                        result[name] = np.full(three, np.nan, np.float32)
+                    result[name][part.fold][:, places] = values.cpu().numpy()
+                if self.keep_predictions:
+                    result["predicted"][np.ix_(test, places)] = predicted.cpu().numpy()
+                advance(len(places))
+        return result
+
+    def _predictions(self, features: np.ndarray) -> Generator[FoldPrediction, None, None]:
+        """Yield the predictions of some targets in some fold."""
+        if hasattr(self.model, "predict_folds"):
+            model = self._fresh(self.bands)
+            labels = {"groups": self.groups} | ({} if self.runs is None else {"runs": self.runs})
+            yield from model.predict_folds(features, self.observed, self.splits, **labels)
+            self.n_fits += len(self.splits)
+            return
+        for fold, (train, test) in enumerate(self.splits):
+            own, held, bands = train, test, self.bands
+            if self.takes_kernel:
+                n_rows = len(features)
+                starts = np.arange(0, features.shape[1], n_rows)  # of each kernel side by side
+                columns = np.concatenate([start + train for start in starts])
+                own, held = np.ix_(train, columns), np.ix_(test, columns)
+                bands = None if bands is None else bands[columns]
+            fitted = self._fit(features[own], train, bands)
+            labels = {} if self.runs is None else {"runs": self.runs[test]}
+            predicted = np.asarray(fitted.predict(features[held], **labels), np.float32)
+            predicted = predicted.reshape(len(test), -1)
+            alpha = torch.as_tensor(_alpha(fitted))
+            yield FoldPrediction(fold, slice(None), torch.from_numpy(predicted), alpha)
+
+    def band_names(self, layers: Mapping[str, xr.DataArray]) -> list[str]:
+        """Return the names of the bands that results are by."""
+        bands = getattr(last_step(self.model), "bands", None) if self.bands is None else self.bands
+        return list(band_columns(bands, next(iter(layers.values())).shape[1]))
+
+    def _fresh(self, bands: np.ndarray | None) -> Any:
+        """Return a copy of the model that is told the band of each column."""
+        fresh = clone(self.model, safe=False)
+        if bands is not None:
+            last_step(fresh).set_params(bands=bands)
+        return fresh
+
+    def _fit(self, features: np.ndarray, train: np.ndarray, bands: np.ndarray | None) -> Any:
+        fresh = self._fresh(bands)
+        labels = {"groups": self.groups, "runs": self.runs}
+        given = {
+            str(self.names[name]): rows[train] for name, rows in labels.items() if rows is not None
+        }
+        fresh.fit(features, self.observed[train], **given)
+        self.n_fits += 1
+        return fresh
+
+    @contextmanager
+    def _collected(self) -> Iterator[None]:
+        """Keep neurodl's warnings for later, to be said once; let all others through."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", NeurodlWarning)
+            yield
+        for warning in caught:
+            if issubclass(warning.category, NeurodlWarning):
+                self.messages[str(warning.message)] += 1
+            else:
+                warnings.warn_explicit(
+                    warning.message, warning.category, warning.filename, warning.lineno
+                )
+
+    def warn(self) -> None:
+        """Say once what the fits warned of."""
+        if self.messages:
+            message, _ = self.messages.most_common(1)[0]
+            total = sum(self.messages.values())
+            warnings.warn(
+                f"{total} of {self.n_fits} fits warned; for instance: {message}",
+                NeurodlWarning,
+                stacklevel=3,
+            )
+
+
+def _alpha(fitted: Any) -> Any:
+    """Return the chosen penalties of a fitted model, where it has such."""
+    for name in ("alpha_", "best_alphas_"):
+        if hasattr(last_step(fitted), name):
+            return np.asarray(getattr(last_step(fitted), name), np.float32)
+    return np.nan
