@@ -155,7 +155,7 @@ class PenaltyCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         """Yield the fields of `FoldPrediction` but for the fold, for the rows `held`."""
         grid = self._grid(space, own)
         fold = self._fold(space, own, held, targets, grid, groups)
-        chosen, _ = self._choose(fold, targets, grid, groups)
+        chosen, _ = self._choose(fold, targets, grid, groups, exact_best=False)
         for block, predicted in targets.map(predictor(fold, grid, chosen, targets.dtype)):
             predicted += block.mean[:, None]
             predicted[torch.as_tensor(targets.excluded[block.columns])] = torch.nan
@@ -245,7 +245,13 @@ class PenaltyCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         return space.fold(own, held, float(grid[0]), targets.n_together)
 
     def _choose(
-        self, fold: Fold, targets: Targets, grid: torch.Tensor, groups: Any
+        self,
+        fold: Fold,
+        targets: Targets,
+        grid: torch.Tensor,
+        groups: Any,
+        *,
+        exact_best: bool = True,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the index of the chosen penalty of each target, and its mean inner score."""
         splits: Splits = []
@@ -258,6 +264,7 @@ class PenaltyCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
             grid,
             self.scoring,
             screening=self.screening,
+            exact_best=exact_best,
             simplest=self._simplest,
         )
 

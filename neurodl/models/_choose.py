@@ -29,6 +29,7 @@ def choose(
     scoring: str,
     *,
     screening: bool = True,
+    exact_best: bool = True,
     simplest: int = -1,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the index of the best penalty of each target, and its mean inner score.
@@ -44,6 +45,9 @@ def choose(
     scoring : {"r2", "r"}
     screening : bool
         Whether half precision may rule out penalties first.
+    exact_best : bool
+        False where only the index is wanted: screening then need not score a penalty in full that
+        no other comes near, and the scores are rough.
     simplest : int
         The place in the grid of what a target without any score gets.
 
@@ -58,7 +62,7 @@ def choose(
     counted = torch.zeros_like(total, dtype=torch.uint8)
     waiting = [[torch.as_tensor(rows, device=grid.device) for rows in pair] for pair in splits]
     while waiting:
-        scorer = _Scorer(fold, len(splits) if screening else 0)
+        scorer = _Scorer(fold, len(splits) if screening else 0, exact_best)
         while waiting and not scorer.full:
             train, test = waiting.pop(0)
             scorer.add(fold.split(train, test, scoring), grid, targets.dtype)
@@ -79,10 +83,12 @@ class _Scorer:
     fold : Fold
     n_to_screen : int
         The number of all splits, or 0 for no screening, which compares means over all of them.
+    exact_best : bool
+        See `Screen`.
     """
 
-    def __init__(self, fold: Fold, n_to_screen: int) -> None:
-        self.fold, self.n_to_screen = fold, n_to_screen
+    def __init__(self, fold: Fold, n_to_screen: int, exact_best: bool) -> None:
+        self.fold, self.n_to_screen, self.exact_best = fold, n_to_screen, exact_best
         self.inner: list[InnerSplit] = []
         self.operators: list[Operator] = []
         self.screen: Screen | None = None
@@ -96,7 +102,7 @@ class _Scorer:
         room = available_memory(grid.device) // MEMORY_SHARE
         if not self.inner and self.n_to_screen * operator.n_bytes <= room:
             screens = isinstance(operator, HeldOut) and can_screen(len(grid), dtype, grid.device)
-            self.screen = Screen() if self.n_to_screen and screens else None
+            self.screen = Screen(self.exact_best) if self.n_to_screen and screens else None
         self.full = self.screen is None and self.n_bytes + operator.n_bytes > room
         self.inner.append(split)
         if self.screen is not None and isinstance(operator, HeldOut):

@@ -18,6 +18,7 @@ from neurodl.models._solvers import (
 from neurodl.models._targets import Block
 
 COMPOSED_BYTES = 2**26
+MAX_RUNS = 8  # of neighbouring rows, which are copied several times faster than single ones
 N_BASIS = 13  # basis predictions from which those of all penalties are made, at most about
 
 
@@ -301,7 +302,7 @@ class PrimalSplit:
 
 def part_of_rows(block: Block, train: torch.Tensor, test: torch.Tensor) -> Part:
     """Return some targets in a split, as they are in its rows."""
-    inside = block.values.index_select(1, train)
+    inside = columns_of(block.values, train)
     outside, *rest = held_moments(block, test, inside.mean(1))
     return Part(inside, outside, *rest)
 
@@ -310,12 +311,23 @@ def held_moments(
     block: Block, test: torch.Tensor, train_mean: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return held-out targets about `train_mean`, and what `Part` holds of them."""
-    outside = block.values.index_select(1, test)
+    outside = columns_of(block.values, test)
     centred = outside - outside.mean(1, keepdim=True)
     scored = centred.abs().amax(1) > block.floor
     variance = centred.square_().sum(1)
     outside -= train_mean[:, None]
     return outside, outside.square().sum(1), variance, scored
+
+
+def columns_of(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Return a copy of some columns: on a processor, run by run where they lie in few runs."""
+    starts = (index.diff() != 1).nonzero()[:, 0] + 1 if values.device.type == "cpu" else None
+    if starts is None or len(starts) >= MAX_RUNS:
+        return values.index_select(1, index)
+    edges = [0, *starts.tolist(), len(index)]
+    first = index[edges[:-1]].tolist()
+    lengths = [stop - start for start, stop in zip(edges[:-1], edges[1:], strict=True)]
+    return torch.cat([values[:, i : i + n] for i, n in zip(first, lengths, strict=True)], 1)
 
 
 def _covariance(design: Design, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

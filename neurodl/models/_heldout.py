@@ -111,10 +111,16 @@ class Composed(NamedTuple):
 
     def products(self, part: Part) -> tuple[torch.Tensor, torch.Tensor]:
         """Return predictions times held-out targets, and times themselves (n_alphas, n_targets)."""
-        basis = (part.inside.to(self.basis.dtype) @ self.basis).to(part.inside.dtype)
-        basis = basis.view(len(part.inside), self.mixing.shape[1], -1)
-        cross = self.mixing @ (basis @ part.seen[:, :, None])[:, :, 0].T
-        return cross, squares_of(basis, self.mixing)
+        n_targets, n_shapes = len(part.inside), self.mixing.shape[1]
+        basis = part.inside.to(self.basis.dtype) @ self.basis
+        # small products of 13 to 15 rows take three times as long as those of 16
+        n_rows = 16 if 12 < n_shapes + 1 < 16 else n_shapes + 1
+        rows = part.seen.new_zeros(n_targets, n_rows, part.seen.shape[1])
+        rows[:, :n_shapes] = basis.view(n_targets, n_shapes, -1)
+        rows[:, n_shapes] = part.seen
+        products = rows @ rows.mT
+        cross = self.mixing @ products[:, :n_shapes, n_shapes].T
+        return cross, mixed_squares(products[:, :n_shapes, :n_shapes], self.mixing)
 
 
 class Factored(NamedTuple):
@@ -163,22 +169,24 @@ class Factored(NamedTuple):
         cross = self.gains @ (part.inside * part.seen).T
         basis = (part.inside[:, None, :] * self.shapes).to(self.root.dtype).flatten(0, 1)
         basis = (basis @ self.root).to(part.inside.dtype)
-        return cross, squares_of(basis.view(len(part.inside), len(self.shapes), -1), self.mixing)
+        basis = basis.view(len(part.inside), len(self.shapes), -1)
+        return cross, mixed_squares(basis @ basis.mT, self.mixing)
 
 
 HeldOut = Composed | Factored
 
 
-def squares_of(basis: torch.Tensor, mixing: torch.Tensor) -> torch.Tensor:
+def mixed_squares(products: torch.Tensor, mixing: torch.Tensor) -> torch.Tensor:
     """Return the squared lengths (n_alphas, n_targets) of mixed predictions.
 
     Parameters
     ----------
-    basis : torch.Tensor, shape (n_targets, n_shapes, q)
+    products : torch.Tensor, shape (n_targets, n_shapes, n_shapes)
+        Of basis predictions with each other.
     mixing : torch.Tensor, shape (n_alphas, n_shapes)
     """
     pairs = (mixing[:, :, None] * mixing[:, None, :]).flatten(1)
-    return pairs @ (basis @ basis.mT).flatten(1).T
+    return pairs @ products.flatten(1).T
 
 
 def scores_of_all(operator: Operator, part: Part) -> torch.Tensor:

@@ -102,7 +102,7 @@ def plan(work: Work, free: int) -> Plan:
     >>> work = Work(1000, 800, 200, 40_000, 20, 5, 4, Path(True, 4096), screening=True)
     >>> found = plan(work, free=8 * 10**9)
     >>> found.n_at_once, 100e6 < found.n_bytes < 250e6
-    (1024, True)
+    (2048, True)
     """
     steps = steps_of(work, free)
     n_at_once = targets_at_once(work.n_train, work.itemsize, work.device)

@@ -37,9 +37,16 @@ def has_fast_half(device: torch.device) -> bool:
 
 
 class Screen:
-    """Mean scores over inner splits, of the penalties that could be the best of each target."""
+    """Mean scores over inner splits, of the penalties that could be the best of each target.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    exact_best : bool
+        Whether the best score is wanted in full precision even where no other comes near it.
+    """
+
+    def __init__(self, exact_best: bool = True) -> None:
+        self.exact_best = exact_best
         self.rough: list[HeldOut] = []
         # In full precision one penalty at a time is predicted: by its map, or by its gains.
         self.exact: list[torch.Tensor | Factored] = []
@@ -68,7 +75,12 @@ class Screen:
         while True:
             margin = SAFETY * self.error * size + ROUNDING
             lowest = (rough - margin).nan_to_num(-torch.inf).amax(0)
-            open_ones = (rough + margin >= lowest) & ~done
+            open_ones = rough + margin >= lowest
+            if not self.exact_best:
+                alone = open_ones & (open_ones.sum(0) == 1) & ~done
+                decided[alone] = rough[alone]
+                open_ones &= ~alone
+            open_ones &= ~done
             if not open_ones.any():
                 return decided
             exact = self._exact(open_ones, parts)
@@ -79,12 +91,13 @@ class Screen:
     def _rough_scores(self, parts: list[Part]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return mean rough scores and the mean of what their errors are in proportion to."""
         n_targets = len(parts[0].total)
-        at_once = AT_ONCE_BYTES // (4 * max(one.width for one in self.rough))
+        at_once = max(16, AT_ONCE_BYTES // (4 * max(one.width for one in self.rough)))
         if parts[0].total.device.type != "cpu":
             at_once *= 64
+        step = -(-n_targets // -(-n_targets // at_once))  # parts of nearly the same size
         found = []
-        for start in range(0, n_targets, max(at_once, 16)):
-            some = slice(start, start + max(at_once, 16))
+        for start in range(0, n_targets, step):
+            some = slice(start, start + step)
             pairs = [
                 rough_scores(one, part.some(some))
                 for one, part in zip(self.rough, parts, strict=True)

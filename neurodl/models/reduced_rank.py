@@ -295,7 +295,13 @@ class ReducedRankRidgeCV(LinearCV):
         return ReducedRankFold(spectrum, directions, choice)
 
     def _choose(
-        self, fold: Any, targets: Targets, grid: torch.Tensor, groups: Any
+        self,
+        fold: Any,
+        targets: Targets,
+        grid: torch.Tensor,
+        groups: Any,
+        *,
+        exact_best: bool = True,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the index of the penalty of all targets, and their common score."""
         choice = fold.choice

@@ -9,7 +9,7 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import KFold, LeaveOneGroupOut, cross_val_score
 
 from neurodl.models import RidgeCV, _choose, _targets
-from neurodl.models._folds import DualFold
+from neurodl.models._folds import DualFold, columns_of
 from neurodl.models._targets import Targets
 
 
@@ -152,3 +152,11 @@ def test_nested_folds_are_kept_where_that_is_asked_for():
     assert fold.nested(*rows) is fold.nested(*rows)
     assert fold.nested(*rows) is not fold.nested(*others)
     assert len(fold.nested(*others).whole.eigenvalues) == 2
+
+
+@pytest.mark.parametrize("rows", [[3], [0, 1, 2, 7, 8], [9, 8, 0, 4, 4], list(range(0, 20, 2))])
+def test_columns_are_copied_run_by_run_in_their_order(rows):
+    values = torch.randn(5, 20)
+    found = columns_of(values, torch.tensor(rows))
+    assert torch.equal(found, values[:, rows])
+    assert found.data_ptr() != values.data_ptr()

@@ -81,7 +81,7 @@ def test_estimate_is_close_to_the_measured_peak(name):
 
 def test_memory_does_not_grow_with_the_targets_nor_exceed_what_is_free():
     few, many = (plan(LARGE._replace(n_targets=n), 8 * GB) for n in (2000, 100_000))
-    assert few.n_at_once == many.n_at_once == 1024
+    assert few.n_at_once == many.n_at_once == 2048
     assert many.n_bytes - few.n_bytes < 1.3 * 100_000 * 20 * 12  # the scores of all penalties
     on_gpu = LARGE._replace(device="cuda", input_bytes=16_000_000, screening=False)
     plans = [plan(on_gpu, free) for free in (80 * GB, GB // 2, GB // 4)]

@@ -148,3 +148,24 @@ def test_screening_is_only_for_few_penalties_in_single_precision(monkeypatch):
     assert not _screening.can_screen(60, torch.float32, cpu)
     monkeypatch.setattr(_screening, "has_fast_half", lambda device: False)
     assert not _screening.can_screen(15, torch.float32, cpu)
+
+
+@pytest.mark.filterwarnings("ignore::neurodl.errors.NeurodlWarning")
+def test_cross_validation_scores_in_full_only_where_penalties_are_close(screened, monkeypatch):
+    X, Y = simulate()
+    folds = [(np.arange(90), np.arange(90, 120))]
+    plain = RidgeCV(ALPHAS, cv=KFold(4), screening=False, device="cpu")
+    wanted = np.concatenate([part.alpha for part in plain.predict_folds(X, Y, folds)])
+    n_scored, exact = [0], _screening.Screen._exact
+
+    def counted(self, wanted, parts):
+        n_scored[0] += int(wanted.sum())
+        return exact(self, wanted, parts)
+
+    monkeypatch.setattr(_screening.Screen, "_exact", counted)
+    model = RidgeCV(ALPHAS, cv=KFold(4), device="cpu")
+    found = np.concatenate([part.alpha for part in model.predict_folds(X, Y, folds)])
+    assert (found == wanted).mean() > 0.995
+    in_folds, n_scored[0] = n_scored[0], 0
+    model.fit(X[:90], Y[:90])  # the same training rows: here each best score is wanted
+    assert len(ALPHAS) * _screening.N_CALIBRATION < in_folds < n_scored[0] - 30
