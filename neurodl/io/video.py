@@ -1,27 +1,73 @@
-"""Frames of video files: decord where it has a wheel, PyAV everywhere."""
+"""Frames of video files: whole videos, and clips of a long movie."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.util import find_spec
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
-from neurodl.errors import FileFormatError, MissingFileError, UnknownNameError
+from neurodl.errors import MissingFileError, UnknownNameError
+from neurodl.io._containers import TOLERANCE, Timeline, read_timeline
+from neurodl.io._decoders import FrameReader, FrameReaders, read_decord
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".mpg", ".mpeg")
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """Which frames of a video, or of a part of it, are decoded; by default all.
+
+    Parameters
+    ----------
+    n_frames : int, optional
+        So many, evenly spaced from the first to the last: ``linspace(0, n - 1, n_frames)``
+        rounded down, the rule of the Algonauts 2021 challenge.
+    fps : float, optional
+        The frames that are shown at 0, 1 / fps, 2 / fps ... seconds.
+
+    Raises
+    ------
+    ValueError
+        Both are given, or one is not positive.
+    """
+
+    n_frames: int | None = None
+    fps: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.n_frames is not None and self.fps is not None:
+            raise ValueError(
+                f"Give `n_frames` or `fps`, not both; got {self.n_frames} and {self.fps}."
+            )
+        if self.n_frames is not None and self.n_frames < 1:
+            raise ValueError(f"`n_frames` must be at least 1, but got {self.n_frames}.")
+        if self.fps is not None and not 0 < self.fps < np.inf:
+            raise ValueError(f"`fps` must be a positive number, but got {self.fps}.")
+
+    def numbers(
+        self, timeline: Timeline, start: float = 0.0, stop: float | None = None
+    ) -> np.ndarray:
+        """Return the numbers of the frames in [start, stop) seconds, by default of all."""
+        stop = timeline.end if stop is None else stop
+        if self.fps is not None:
+            n_times = max(1, int(np.ceil((stop - start - TOLERANCE) * self.fps)))
+            return timeline.at(start + np.arange(n_times) / self.fps)
+        # a frame that begins at `stop` is shown after it
+        first, last = timeline.at(np.array([start, stop - 2 * TOLERANCE])).tolist()
+        if self.n_frames is None:
+            return np.arange(first, last + 1)
+        return np.linspace(first, last, self.n_frames, dtype=int)
+
+
+@dataclass(frozen=True)
 class VideoFile:
-    """One video file, decoded to `n_frames` frames spread evenly over it (all if None)."""
+    """One video file, decoded to the frames that `sampling` takes."""
 
     path: Path
-    n_frames: int | None = None
+    sampling: Sampling = Sampling()
 
     @property
     def name(self) -> str:
@@ -29,30 +75,123 @@ class VideoFile:
         return str(self.path)
 
     def sha256(self) -> str:
-        """Return the hash of the file's bytes and of the frame rule."""
-        if not self.path.is_file():
-            raise MissingFileError(f"The video {self.path} does not exist.")
-        with self.path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return hashlib.sha256(f"{digest} frames={self.n_frames}".encode()).hexdigest()
+        """Return the hash of the file's bytes and of the sampling."""
+        return hashlib.sha256(f"{_digest(self.path)} {self.sampling}".encode()).hexdigest()
 
     def decode(self) -> np.ndarray:
         """Return the frames, shape (n_frames, height, width, 3), uint8 RGB."""
-        return read_frames(self.path, self.n_frames)
+        return read_frames(self.path, self.sampling.n_frames, fps=self.sampling.fps)
 
 
-def read_frames(path: Path, n_frames: int | None = None, *, reader: str = "auto") -> np.ndarray:
-    """Return frames of a video, evenly spaced from the first to the last.
+class Movie:
+    """A long video that is read in clips, from several threads; see `movie_clips`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[type[Movie], tuple[Path]]:
+        """Leave open files behind when sent to another process."""
+        return Movie, (self.path,)
+
+    @cached_property
+    def timeline(self) -> Timeline:
+        """When the frames are shown."""
+        return read_timeline(self.path)
+
+    @cached_property
+    def digest(self) -> str:
+        """The sha256 of the file's bytes."""
+        return _digest(self.path)
+
+    @cached_property
+    def readers(self) -> FrameReaders:
+        """What decodes the frames."""
+        return FrameReaders(self.path, self.timeline)
+
+
+@dataclass(frozen=True)
+class MovieClip:
+    """A clip of a movie: the frames `numbers`; the next clip begins with frame `next_first`."""
+
+    movie: Movie
+    onset: float
+    duration: float
+    numbers: tuple[int, ...] = field(repr=False)
+    next_first: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Where the clip is, for error messages."""
+        return f"{self.movie.path} at {self.onset:.3f} s"
+
+    def sha256(self) -> str:
+        """Return the hash of the movie's bytes and of the numbers of the frames."""
+        return hashlib.sha256(f"{self.movie.digest} {self.numbers}".encode()).hexdigest()
+
+    def decode(self) -> np.ndarray:
+        """Return the frames, shape (n_frames, height, width, 3), uint8 RGB."""
+        with self.movie.readers.nearest(min(self.numbers)) as reader:
+            return reader.frames(np.array(self.numbers), self.next_first)
+
+
+def movie_clips(path: Path, hop: float, window: float, sampling: Sampling) -> list[MovieClip]:
+    """Return the clips [k hop, k hop + window) seconds of a movie that lie wholly in it.
+
+    Raises
+    ------
+    ValueError
+        `hop` or `window` is not positive, or the movie is shorter than `window`.
+    """
+    for name, value in (("tr", hop), ("window", window)):
+        if not 0 < value < np.inf:
+            raise ValueError(f"`{name}` must be a positive number of seconds, but got {value}.")
+    movie = Movie(path)
+    end = movie.timeline.end
+    if end + TOLERANCE < window:
+        raise ValueError(f"`window` is {window} s, but the movie {path} lasts {end:.3f} s.")
+    onsets = np.arange(int((end - window + TOLERANCE) / hop) + 1) * hop
+    starts = [sampling.numbers(movie.timeline, onset, onset + window) for onset in onsets.tolist()]
+    return _chained(movie, onsets, np.full(len(onsets), window), starts)
+
+
+def sliding_clips(path: Path, n_frames: int, stride: int) -> list[MovieClip]:
+    """Return the clips of `n_frames` frames in a row, one beginning every `stride` frames.
+
+    Raises
+    ------
+    ValueError
+        A count is not positive, or the movie has fewer frames.
+    """
+    for name, value in (("n_frames", n_frames), ("stride", stride)):
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1, but got {value}.")
+    movie = Movie(path)
+    starts, end = movie.timeline.starts, movie.timeline.end
+    if len(starts) < n_frames:
+        raise ValueError(
+            f"`n_frames` is {n_frames}, but the movie {path} has {len(starts)} frames."
+        )
+    firsts = np.arange(0, len(starts) - n_frames + 1, stride)
+    ends = np.append(starts, end)[firsts + n_frames]
+    numbers = [np.arange(first, first + n_frames) for first in firsts.tolist()]
+    return _chained(movie, starts[firsts], ends - starts[firsts], numbers)
+
+
+def read_frames(
+    path: Path, n_frames: int | None = None, *, fps: float | None = None, reader: str = "auto"
+) -> np.ndarray:
+    """Return frames of a video; by default all.
 
     Parameters
     ----------
     path : Path
         The video file.
     n_frames : int, optional
-        How many frames: indices ``linspace(0, n - 1, n_frames)`` rounded down, the rule of
-        the Algonauts 2021 challenge. By default all.
+        How many frames, evenly spaced from the first to the last; see `Sampling`.
+    fps : float, optional
+        Frames per second, whatever the video's own rate is.
     reader : {"auto", "decord", "av"}
-        The library that decodes; "auto" takes decord where it is installed.
+        The library that decodes; "auto" takes PyAV, which reads every file that decord reads.
 
     Returns
     -------
@@ -63,102 +202,33 @@ def read_frames(path: Path, n_frames: int | None = None, *, reader: str = "auto"
     FileFormatError
         The file is no video, has no frames, or breaks off while it is read.
     """
-    readers: dict[str, Callable[[Path, int | None], np.ndarray]] = {
-        "decord": _read_decord,
-        "av": _read_av,
-    }
-    if reader == "auto":
-        reader = "decord" if find_spec("decord") else "av"
-    if reader not in readers:
+    if reader not in ("auto", "decord", "av"):
         raise UnknownNameError(f"`reader` must be 'auto', 'decord' or 'av', but got {reader!r}.")
+    sampling = Sampling(n_frames, fps)
+    timeline = read_timeline(path)
+    numbers = sampling.numbers(timeline)
+    if reader == "decord":
+        return read_decord(path, numbers)
+    frames = FrameReader(path, timeline)
+    try:
+        return frames.frames(numbers)
+    finally:
+        frames.close()
+
+
+def _chained(
+    movie: Movie, onsets: np.ndarray, durations: np.ndarray, numbers: list[np.ndarray]
+) -> list[MovieClip]:
+    nexts = [int(one[0]) for one in numbers[1:]] + [None]
+    columns = (onsets.tolist(), durations.tolist(), numbers, nexts)
+    return [
+        MovieClip(movie, onset, duration, tuple(one.tolist()), following)
+        for onset, duration, one, following in zip(*columns, strict=True)
+    ]
+
+
+def _digest(path: Path) -> str:
     if not path.is_file():
         raise MissingFileError(f"The video {path} does not exist.")
-    if n_frames is not None and n_frames < 1:
-        raise ValueError(f"`n_frames` must be at least 1, but got {n_frames}.")
-    _check_whole(path)
-    return readers[reader](path, n_frames)
-
-
-def _check_whole(path: Path) -> None:
-    """Raise if the container says that it is longer than the file: decoders show what is there."""
-    size = path.stat().st_size
     with path.open("rb") as file:
-        end = _declared_end(file, size)
-    if end > size:
-        raise FileFormatError(
-            f"The video {path} is cut off: it has {size} bytes, but its header says {end}."
-        )
-
-
-def _declared_end(file: BinaryIO, size: int) -> int:
-    """Return where the content ends by the header of AVI, Matroska or MP4; 0 if not known."""
-    start = file.read(256)
-    if start[:4] == b"RIFF":
-        return 8 + int.from_bytes(start[4:8], "little")
-    if start[:4] == b"\x1aE\xdf\xa3":  # an EBML header, then the segment that holds all
-        length, width = _matroska_size(start[4:])
-        segment = 4 + width + length
-        if start[segment : segment + 4] != b"\x18S\x80g":
-            return 0
-        length, width = _matroska_size(start[segment + 4 :])
-        unknown = length == (1 << 7 * width) - 1  # of a recording that was not finished
-        return 0 if unknown else segment + 4 + width + length
-    position, end = 0, 0
-    while position + 16 <= size:  # the boxes of an MP4 or QuickTime file, each with its size
-        file.seek(position)
-        box = file.read(16)
-        length = int.from_bytes(box[:4], "big")
-        length = int.from_bytes(box[8:], "big") if length == 1 else length
-        if length < 8 or not box[4:8].isalnum():
-            break
-        position += length
-        end = position if box[4:8] in (b"moov", b"mdat", b"moof") else end
-    return end
-
-
-def _matroska_size(content: bytes) -> tuple[int, int]:
-    """Return a number of variable width, and the width: its leading zero bits tell it."""
-    width = 9 - content[0].bit_length() if content else 0
-    return int.from_bytes(content[:width], "big") & ((1 << 7 * width) - 1), width
-
-
-def _frame_indices(n_total: int, n_frames: int | None, path: Path) -> np.ndarray:
-    if n_total == 0:
-        raise FileFormatError(f"The video {path} has no frames.")
-    return (
-        np.arange(n_total) if n_frames is None else np.linspace(0, n_total - 1, n_frames, dtype=int)
-    )
-
-
-def _read_decord(path: Path, n_frames: int | None) -> np.ndarray:
-    import decord
-
-    try:
-        video = decord.VideoReader(str(path), num_threads=1)
-        indices = _frame_indices(len(video), n_frames, path)
-        return video.get_batch(indices).asnumpy()
-    except (decord.DECORDError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise FileFormatError(f"Cannot read the video {path}: {reason}") from error
-
-
-def _read_av(path: Path, n_frames: int | None) -> np.ndarray:
-    import av
-
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise FileFormatError(f"{path} has no video stream.")
-            n_total = sum(1 for _ in container.decode(video=0))
-        indices = _frame_indices(n_total, n_frames, path)
-        wanted = set(indices.tolist())
-        with av.open(str(path)) as container:
-            # decord turns the frames of a rotated camera upright by itself, PyAV does not
-            frames = {
-                number: np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
-                for number, frame in enumerate(container.decode(video=0))
-                if number in wanted
-            }
-    except (av.FFmpegError, IndexError) as error:
-        raise FileFormatError(f"Cannot read the video {path}: {error}") from error
-    return np.stack([frames[index] for index in indices.tolist()])
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from neurodl.errors import FileFormatError, MissingFileError, UnknownNameError
-from neurodl.io.video import VideoFile, read_frames
+from neurodl.io.video import Sampling, VideoFile, movie_clips, read_frames, sliding_clips
 
 
 @pytest.fixture
@@ -45,8 +45,7 @@ def test_a_real_clip_has_its_frames(clip, reader):
 @pytest.mark.slow
 def test_both_libraries_decode_the_same_frames(clip):
     one, other = read_frames(clip, 5, reader="decord"), read_frames(clip, 5, reader="av")
-    np.testing.assert_allclose(one.astype(int), other.astype(int), atol=4)
-    assert np.abs(one.astype(int) - other).mean() < 0.5
+    np.testing.assert_array_equal(one, other)
     with av.open(str(clip)) as container:
         last = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert len(last) == 132
@@ -116,6 +115,46 @@ def test_wrong_arguments_are_errors(counting):
 
 
 def test_the_hash_knows_which_frames_are_taken(counting):
-    hashes = {VideoFile(counting, n).sha256() for n in (None, 4, 5)}
+    hashes = {VideoFile(counting, Sampling(n)).sha256() for n in (None, 4, 5)}
     assert len(hashes) == 3
-    assert VideoFile(counting, 4).sha256() in hashes
+    assert VideoFile(counting, Sampling(4)).sha256() in hashes
+
+
+def shown(frames):
+    """Return which frames of the counting clip these are."""
+    return np.rint((frames[:, 16:].mean((1, 2, 3)) - 20) / 22).astype(int).tolist()
+
+
+def test_frames_per_second_are_those_on_screen(counting):
+    assert shown(read_frames(counting, fps=5)) == [0, 2, 4, 6, 8]
+    assert shown(read_frames(counting, fps=4)) == [0, 2, 5, 7]
+    with pytest.raises(ValueError, match="not both"):
+        read_frames(counting, 2, fps=4)
+
+
+@pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)])
+def test_clips_hold_the_frames_of_their_window(counting, order):
+    clips = movie_clips(counting, 0.2, 0.4, Sampling())
+    assert [clip.onset for clip in clips] == pytest.approx([0, 0.2, 0.4, 0.6])
+    found = {clip.onset: shown(clip.decode()) for clip in clips[order]}
+    assert [found[clip.onset] for clip in clips] == [
+        [0, 1, 2, 3],
+        [2, 3, 4, 5],
+        [4, 5, 6, 7],
+        [6, 7, 8, 9],
+    ]
+    assert len({clip.sha256() for clip in clips}) == 4
+    with pytest.raises(ValueError, match="`window` is 2 s, but the movie"):
+        movie_clips(counting, 0.2, 2, Sampling())
+
+
+def test_sliding_clips_are_frames_in_a_row(counting):
+    clips = sliding_clips(counting, 4, 3)
+    assert [shown(clip.decode()) for clip in clips] == [[0, 1, 2, 3], [3, 4, 5, 6], [6, 7, 8, 9]]
+
+
+@pytest.mark.slow
+def test_a_clip_is_the_same_wherever_reading_begins(clip):
+    whole = read_frames(clip)
+    for one in reversed(movie_clips(clip, 1.0, 1.0, Sampling(2))):
+        np.testing.assert_array_equal(one.decode(), whole[list(one.numbers)])
