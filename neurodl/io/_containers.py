@@ -32,7 +32,7 @@ class Timeline:
     tick : Fraction
         Length of a tick [s].
     keys : numpy.ndarray of int64
-        Numbers of the frames at which decoding can start.
+        Numbers of the frames at which decoding can start, besides the first.
     """
 
     pts: np.ndarray
@@ -60,7 +60,7 @@ class Timeline:
 
 
 def read_timeline(path: Path) -> Timeline:
-    """Read when the frames of a video are shown; nothing is decoded if the packets tell it.
+    """Read when the frames of a video are shown; nothing but AVI is decoded for it.
 
     Raises
     ------
@@ -74,13 +74,14 @@ def read_timeline(path: Path) -> Timeline:
         # an edit list leaves packets out, which are decoded but not shown
         shown = [p for p in container.demux(stream) if p.size and not p.is_discard]
         times = [(p.pts, p.duration or 0, p.is_keyframe) for p in shown]
-        tick = stream.time_base
-    if any(pts is None for pts, _, _ in times):  # AVI with B-frames
+        tick, is_avi = stream.time_base, container.format.name == "avi"
+    if is_avi:  # stores no presentation times: those of B-frames are guessed wrong
         with open_video(path) as (container, stream):
-            times = [(f.pts, f.duration or 0, f.key_frame) for f in container.decode(stream)]
+            times = [(f.pts, f.duration or 0, False) for f in container.decode(stream)]
     if not times:
         raise FileFormatError(f"The video {path} has no frames.")
-    if any(pts is None for pts, _, _ in times):
+    order = [pts for pts, _, _ in times]
+    if None in order or (is_avi and order != sorted(order)):
         raise FileFormatError(
             f"The video {path} does not say when its frames are shown. Convert it to MP4 first."
         )
@@ -103,10 +104,12 @@ def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
 
 
 def best_stream(container: Any, path: Path) -> Any:
-    """Return the video stream that FFmpeg calls the best one: of several, the largest."""
+    """Return the video stream that FFmpeg calls the best one, set to two threads."""
     stream = container.streams.best("video")
     if stream is None:
         raise FileFormatError(f"{path} has no video stream.")
+    # everywhere the same: where a file stores no times, the decoder's depend on it
+    stream.thread_type, stream.codec_context.thread_count = "AUTO", 2
     return stream
 
 

@@ -95,8 +95,6 @@ class FrameReader:
         self.close()
         self._container = av.open(str(self._path))
         stream = best_stream(self._container, self._path)
-        stream.thread_type = "AUTO"
-        stream.codec_context.thread_count = 2
         self._decoded, self.position = self._container.decode(stream), 0
 
     def _next(self, *, anywhere: bool = False) -> tuple[int, Any]:

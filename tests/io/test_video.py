@@ -153,6 +153,60 @@ def test_sliding_clips_are_frames_in_a_row(counting):
     assert [shown(clip.decode()) for clip in clips] == [[0, 1, 2, 3], [3, 4, 5, 6], [6, 7, 8, 9]]
 
 
+def written_at(path, times, sides=((96, 64),), codec="libx264"):
+    """Write the counting frames at `times` (in 0.1 s), with a stream for each of `sides`."""
+    with av.open(str(path), "w") as container:
+        streams = [container.add_stream(codec, rate=10) for _ in sides]
+        for stream, (stream.width, stream.height) in zip(streams, sides, strict=True):
+            stream.pix_fmt = "yuv420p"
+        for stream in streams:
+            for number, time in enumerate(times):
+                flat = np.full((stream.height, stream.width, 3), 20 + 22 * number, np.uint8)
+                frame = av.VideoFrame.from_ndarray(flat, format="rgb24")
+                frame.pts = time
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+    return path
+
+
+def test_avi_does_not_say_when_frames_stored_out_of_order_are_shown(tmp_path):
+    path = written_at(tmp_path / "x.avi", range(10))
+    with pytest.raises(FileFormatError, match=r"x\.avi does not say when .* Convert it to MP4"):
+        read_frames(path)
+
+
+@pytest.mark.parametrize("name", ["x.mp4", "x.mkv"])
+def test_frames_stored_out_of_order_are_in_order_of_time(tmp_path, name):
+    path = written_at(tmp_path / name, range(10))  # x264 makes B-frames
+    assert shown(read_frames(path)) == list(range(10))
+    assert shown(read_frames(path, fps=5)) == [0, 2, 4, 6, 8]
+
+
+def test_frames_of_varying_rate_are_shown_until_the_next(tmp_path):
+    path = written_at(tmp_path / "x.mp4", [30, 31, 32, 33, 40, 41])  # starts at 3 s
+    assert shown(read_frames(path, fps=5)) == [0, 2, 3, 3, 3, 4]
+    np.testing.assert_array_equal(read_frames(path), read_frames(path, reader="decord"))
+
+
+def test_the_best_of_two_streams_and_odd_sizes_are_read(tmp_path):
+    path = written_at(tmp_path / "x.mp4", range(3), [(96, 64), (48, 32)])
+    assert read_frames(path).shape == (3, 64, 96, 3)
+    odd = written_at(tmp_path / "x.mkv", range(3), [(97, 65)], "ffv1")
+    assert read_frames(odd).shape == (3, 65, 97, 3)
+    np.testing.assert_array_equal(read_frames(odd), read_frames(odd, reader="decord"))
+
+
+def test_a_file_of_sound_alone_is_an_error(tmp_path):
+    with av.open(str(tmp_path / "x.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        sound.sample_rate = 44100
+        container.mux(stream.encode(sound))
+        container.mux(stream.encode())
+    with pytest.raises(FileFormatError, match=r"x\.mp4 has no video stream"):
+        read_frames(tmp_path / "x.mp4")
+
+
 @pytest.mark.slow
 def test_a_clip_is_the_same_wherever_reading_begins(clip):
     whole = read_frames(clip)
