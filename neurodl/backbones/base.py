@@ -44,22 +44,42 @@ class ImageTransform:
 
 
 def describe_transform(
-    resize: Any, crop: Any, interpolation: str, mean: Any, std: Any, *, antialias: bool = True
+    resize: Any,
+    crop: Any,
+    interpolation: str,
+    mean: Any,
+    std: Any,
+    *,
+    antialias: bool = True,
+    largest: float = 1.0,
 ) -> str:
     """Return a transform as text.
+
+    Parameters
+    ----------
+    resize, crop : int, (height, width) or None
+        A single number is the shorter side, or both sides of the crop; None is no such step.
+    interpolation : str
+    mean, std : sequence of float
+        Per colour, of values between 0 and `largest`.
+    antialias : bool
+    largest : float
+        What white is before the mean is subtracted.
 
     Examples
     --------
     >>> describe_transform(256, 224, "bilinear", [0.5] * 3, [0.2] * 3, antialias=False)
-    'shorter side to 256 (bilinear), centre crop 224 x 224, mean 0.5 0.5 0.5, std 0.2 0.2 0.2'
+    'shorter side to 256 (bilinear, not antialiased), centre crop 224 x 224, RGB in 0..1,
+    mean 0.5 0.5 0.5, std 0.2 0.2 0.2'
     """
-    sizes = [int(size) for size in (resize if isinstance(resize, (list, tuple)) else [resize])]
-    crops = [int(size) for size in (crop if isinstance(crop, (list, tuple)) else [crop])]
+    smooth = "antialiased" if antialias else "not antialiased"
+    sizes = [int(size) for size in (resize if isinstance(resize, (list, tuple)) else [resize or 0])]
+    crops = [int(size) for size in (crop if isinstance(crop, (list, tuple)) else [crop or 0])]
     scaled = f"shorter side to {sizes[0]}" if len(sizes) == 1 else f"resize to {_by(sizes)}"
-    smooth = ", antialiased" if antialias else ""
     return (
-        f"{scaled} ({interpolation}{smooth}), centre crop {_by(crops * (3 - len(crops)))}, "
-        f"mean {_numbers(mean)}, std {_numbers(std)}"
+        (f"{scaled} ({interpolation}, {smooth}), " if resize else "no resizing, ")
+        + (f"centre crop {_by(crops * (3 - len(crops)))}, " if crop else "no crop, ")
+        + f"RGB in 0..{largest:.6g}, mean {_numbers(mean)}, std {_numbers(std)}"
     )
 
 

@@ -12,7 +12,7 @@ from neurodl.backbones.base import Backbone, ImageTransform, VideoTransform
 from neurodl.backbones.weights import load_weights
 from neurodl.errors import UnknownNameError, did_you_mean, listed
 
-SOURCES = ("torchvision", "timm")
+SOURCES = ("torchvision", "timm", "hf")
 WEIGHT_FREE = {"gabor": gabor.load_gabor, "pixels": gabor.load_pixels}
 
 
@@ -31,8 +31,9 @@ def load_backbone(
     ----------
     name : str or torch.nn.Module
         ``"torchvision:resnet18"``, ``"torchvision:resnet18.IMAGENET1K_V1"``,
-        ``"timm:vit_small_patch16_224.augreg_in21k_ft_in1k"``, ``"gabor"``, ``"pixels"``, or a
-        module of your own, which needs `transform`.
+        ``"timm:vit_small_patch16_224.augreg_in21k_ft_in1k"``, ``"hf:facebook/dinov2-small"``,
+        ``"hf:path/to/folder"``, ``"gabor"``, ``"pixels"``, or a module of your own, which needs
+        `transform`.
     weights : str, optional
         A local file: ``.safetensors`` or a torch checkpoint. It must fit exactly.
     pretrained : bool
@@ -44,7 +45,8 @@ def load_backbone(
         ``{"mean": (.5, .5, .5), "std": (.5, .5, .5), "crop_pct": 1.0}``. For a module of your
         own: the whole transform.
     **model_kwargs
-        Passed to torchvision or timm, for instance ``pad_type="same"``.
+        Passed to torchvision or timm, for instance ``pad_type="same"``; for ``hf:``, values of the
+        configuration.
 
     Raises
     ------
@@ -85,9 +87,9 @@ def load_backbone(
             f"`seed` does nothing beside trained weights of {name}. Leave it out, or give "
             "pretrained=False for an untrained control."
         )
-    from neurodl.backbones import timm, torchvision
+    from neurodl.backbones import huggingface, timm, torchvision
 
-    load = timm.load if source == "timm" else torchvision.load
+    load = {"timm": timm.load, "torchvision": torchvision.load, "hf": huggingface.load}[source]
     return load(
         network,
         weights=weights,

@@ -123,7 +123,7 @@ def _described(function: Any) -> str:
     """Return a transform of timm as text: its usual four steps, or whatever it prints as."""
     steps = {type(step).__name__: step for step in function.transforms}
     if set(steps) != {"Resize", "CenterCrop", "MaybeToTensor", "Normalize"}:
-        return " ".join(repr(function).split())
+        return f"RGB in 0..1 before normalising, {' '.join(repr(function).split())}"
     resize, normalize = steps["Resize"], steps["Normalize"]
     return describe_transform(
         resize.size,

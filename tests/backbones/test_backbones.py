@@ -56,7 +56,7 @@ def test_the_transform_is_that_of_the_weights(rng):
     np.testing.assert_allclose(made.permute(1, 2, 0), expected, atol=0.03)
     assert backbone.transform.text == (
         "shorter side to 256 (bilinear, antialiased), centre crop 224 x 224, "
-        "mean 0.485 0.456 0.406, std 0.229 0.224 0.225"
+        "RGB in 0..1, mean 0.485 0.456 0.406, std 0.229 0.224 0.225"
     )
 
 
