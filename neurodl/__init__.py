@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from neurodl.features import (
         SparseProjection,
         StreamedPCA,
+        calibrate_batchnorm,
         concatenate_features,
         event_design,
         extract_features,
@@ -89,6 +90,7 @@ _HOMES = {
     "neurodl.features": (
         "SparseProjection",
         "StreamedPCA",
+        "calibrate_batchnorm",
         "concatenate_features",
         "event_design",
         "extract_features",

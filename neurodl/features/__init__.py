@@ -1,6 +1,7 @@
 """Features: what a backbone, or a design of events, says of each stimulus or sample."""
 
 from neurodl.features.cache import cache_folder
+from neurodl.features.calibrate import calibrate_batchnorm
 from neurodl.features.design import event_design
 from neurodl.features.extract import concatenate_features, extract_features
 from neurodl.features.kernel import extract_kernels
@@ -12,6 +13,7 @@ __all__ = [
     "SparseProjection",
     "StreamedPCA",
     "cache_folder",
+    "calibrate_batchnorm",
     "concatenate_features",
     "event_design",
     "extract_features",
