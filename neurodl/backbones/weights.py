@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+import logging
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +16,7 @@ from urllib.error import HTTPError
 import torch
 from torch import nn
 
+from neurodl.backbones.selfsupervised import last_linear, take_network
 from neurodl.errors import (
     DownloadError,
     FileFormatError,
@@ -23,8 +26,11 @@ from neurodl.errors import (
     listed,
 )
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
-PREFIXES = ("module.", "_orig_mod.", "model.")
+# Of DINO's two networks the teacher, which its authors evaluate.
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "teacher", "student")
+
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -59,7 +65,9 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
 
             stored: Any = load_file(path)
         else:
-            stored = torch.load(path, map_location="cpu", weights_only=True)
+            # Namespaces of options, which many training scripts store, run no code.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                stored = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise FileFormatError(
             f"{path} holds more than tensors, or is damaged, and is not opened: loading it "
@@ -67,24 +75,14 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
         ) from error
     except Exception as error:  # safetensors and torch raise many types on damaged files
         raise FileFormatError(f"Cannot read the weights {path}: {error}") from error
-    for key in WRAPPERS:
-        if isinstance(stored, dict) and isinstance(stored.get(key), dict):
-            stored = stored[key]
-            break
+    for _ in range(2):  # {"state_dict": {"teacher": ...}}
+        for key in WRAPPERS:
+            if isinstance(stored, dict) and isinstance(stored.get(key), dict):
+                stored = stored[key]
+                break
     if not isinstance(stored, dict) or not any(torch.is_tensor(v) for v in stored.values()):
         raise FileFormatError(f"{path} holds no state dict (tensors by name).")
     return {name: value for name, value in stored.items() if torch.is_tensor(value)}
-
-
-def _without_prefixes(state: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, Any]:
-    """Take off what wrappers put before every name, as long as the network has no such names."""
-    state = dict(state)
-    while not state.keys() & expected.keys():
-        common = [p for p in PREFIXES if state and all(name.startswith(p) for name in state)]
-        if not common:
-            break
-        state = {name.removeprefix(common[0]): value for name, value in state.items()}
-    return state
 
 
 def load_weights(
@@ -99,7 +97,9 @@ def load_weights(
     ----------
     module : torch.nn.Module
     path : str or Path
-        What `read_state_dict` takes; a prefix such as ``module.`` before all names is taken off.
+        What `read_state_dict` takes. A prefix before the network's names is taken off; other
+        networks and heads in the file are left out, and a classifier that it lacks is replaced
+        by an identity. Both are said.
     name : str
         Of the network, for errors.
     rename : callable, optional
@@ -110,9 +110,12 @@ def load_weights(
     FileFormatError
         The weights do not fit the network; missing, unknown and misshapen names are listed.
     """
-    fit_weights(module, read_state_dict(path), str(path), name, rename)
+    said = fit_weights(module, read_state_dict(path), str(path), name, rename)
     digest = hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
-    return f"file {Path(path).name} (sha256 {digest[:12]})"
+    origin = f"file {Path(path).name} (sha256 {digest[:12]})" + (said and f", {said}")
+    if said:
+        logger.info("%s: weights of %s", name, origin)
+    return origin
 
 
 def fit_weights(
@@ -121,12 +124,23 @@ def fit_weights(
     source: str,
     name: str,
     rename: Callable[[str], str] | None = None,
-) -> None:
-    """Copy tensors by name into `module`, every one or none; see `load_weights`."""
+) -> str:
+    """Copy tensors by name into `module`, every one or none; see `load_weights`.
+
+    Returns
+    -------
+    str
+        What the file lacks, or has beside the network; empty if nothing.
+    """
     expected = module.state_dict()
-    state = _without_prefixes(state, expected)
     if rename is not None:
         state = {rename(key): value for key, value in state.items()}
+    classifier = last_linear(module)
+    state, said = take_network(state, expected, classifier, source)
+    head = {key: value for key, value in expected.items() if key.startswith(f"{classifier}.")}
+    lacks_head = bool(head) and not head.keys() & state.keys()
+    if lacks_head:
+        state = {**head, **state}  # taken away below, if all else fits
     # A counter that old checkpoints lack, and that a network in evaluation mode does not read.
     counters = {
         key: value for key, value in expected.items() if key.endswith("num_batches_tracked")
@@ -159,6 +173,11 @@ def fit_weights(
     # and safetensors files lack, is the present one too.
     ready._metadata = expected._metadata  # type: ignore[attr-defined]
     module.load_state_dict(ready, strict=True)
+    if not lacks_head:
+        return said
+    # It would be random: its place passes on what comes in.
+    module.set_submodule(classifier, nn.Identity())
+    return "without its classifier, which the file lacks" + (said and f", {said}")
 
 
 def fetch(url: str, name: str) -> dict[str, Any]:
