@@ -12,7 +12,8 @@ from neurodl.backbones.base import Backbone, ImageTransform, VideoTransform
 from neurodl.backbones.weights import load_weights
 from neurodl.errors import UnknownNameError, did_you_mean, listed
 
-SOURCES = ("torchvision", "timm", "hf")
+LISTED_SOURCES = ("torchvision", "timm")
+SOURCES = (*LISTED_SOURCES, "hf")
 WEIGHT_FREE = {"gabor": gabor.load_gabor, "pixels": gabor.load_pixels}
 
 
@@ -100,13 +101,20 @@ def load_backbone(
     )
 
 
-def list_backbones(search: str | None = None) -> list[str]:
+def list_backbones(search: str | None = None, *, source: str | None = None) -> list[str]:
     """Return the names that `load_backbone` knows, those that contain `search`.
+
+    Those of the Hugging Face hub (``hf:``) are not listed: there are too many, and only there.
+
+    Parameters
+    ----------
+    search : str, optional
+    source : {"torchvision", "timm"}, optional
 
     Raises
     ------
     UnknownNameError
-        No name contains `search`; near matches are listed.
+        No name contains `search`, or there is no such source; near matches are listed.
 
     Examples
     --------
@@ -115,11 +123,18 @@ def list_backbones(search: str | None = None) -> list[str]:
     """
     from neurodl.backbones import timm, torchvision
 
+    if source not in (None, *LISTED_SOURCES):
+        raise UnknownNameError(
+            f"`source` must be one of {LISTED_SOURCES}, but got {source!r}. "
+            f"{did_you_mean(str(source), LISTED_SOURCES)}"
+        )
     names = [
         *sorted(WEIGHT_FREE),
         *(f"torchvision:{name}" for name in torchvision.names()),
         *(f"timm:{name}" for name in timm.names()),
     ]
+    if source is not None:
+        names = [name for name in names if name.startswith(f"{source}:")]
     if search is None:
         return names
     found = [name for name in names if search.lower() in name.lower()]

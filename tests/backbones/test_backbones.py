@@ -110,6 +110,11 @@ def test_names_are_searched():
     )
     with pytest.raises(UnknownNameError, match="Did you mean"):
         list_backbones("rsenet50")
+    assert list_backbones("resnet18.", source="timm") == [
+        name for name in list_backbones("resnet18.") if name.startswith("timm:")
+    ]
+    with pytest.raises(UnknownNameError, match="Did you mean 'timm'"):
+        list_backbones(source="tim")
 
 
 @pytest.mark.parametrize(
