@@ -124,9 +124,23 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     backbones = add("backbones", _backbones, "list the networks, or say all about one")
     backbones.add_argument("name", nargs="?", metavar="NAME")
     backbones.add_argument("--search", metavar="TEXT", help="only names that contain TEXT")
+    backbones.add_argument(
+        "--max-params", type=_count, metavar="N", help="at most N parameters, as in 30M"
+    )
     backbones.add_argument("--limit", type=int, default=40, metavar="N", help=DEFAULT)
     add("doctor", _doctor, "say what this machine has, what it lacks, and how to get it")
     return parser, dict(commands.choices)
+
+
+def _count(text: str) -> float:
+    """Return the number that a text such as 30M stands for."""
+    unit = {"k": 1e3, "M": 1e6, "G": 1e9}.get(text[-1:])
+    try:
+        return float(text[:-1]) * unit if unit else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be a number such as 30M, but got {text!r}"
+        ) from None
 
 
 def _show_messages(debug: bool) -> None:
@@ -223,6 +237,8 @@ def _backbones(options: argparse.Namespace) -> int:
 
     if options.name is None:
         names = list_backbones(options.search)
+        if options.max_params is not None:
+            return _small_backbones(names, options.max_params, options.limit)
         shown = names if options.limit <= 0 else names[: options.limit]
         print("\n".join(shown))
         if len(shown) < len(names):
@@ -241,6 +257,22 @@ def _backbones(options: argparse.Namespace) -> int:
             "all layers": ", ".join(backbone.layers),
         }
     )
+    return 0
+
+
+def _small_backbones(names: list[str], most: float, limit: int) -> int:
+    """Print the first networks that are small enough, with their numbers of parameters."""
+    from neurodl.backbones.size import count_parameters
+
+    n_shown = 0
+    for number, name in enumerate(names):
+        if n_shown == limit:
+            print(f"{len(names) - number} names not counted: --search TEXT, or --limit 0 for all.")
+            break
+        n_parameters = count_parameters(name)
+        if n_parameters <= most:
+            n_shown += 1
+            print(f"{n_parameters / 1e6:8.1f} M  {name}")
     return 0
 
 

@@ -159,6 +159,11 @@ def test_datasets_and_backbones_are_listed(run):
     found = run("backbones", "--search", "vit_tiny")[1].splitlines()
     assert "timm:vit_tiny_patch16_224" in found
     assert all("vit_tiny" in name for name in found)
+    small = run("backbones", "--search", "vit_tiny_patch16_2", "--max-params", "5.75M")[1]
+    assert "     5.7 M  timm:vit_tiny_patch16_224" in small.splitlines()
+    assert "augreg_in21k\n" not in small  # its 21843 classes make it larger
+    status, _, said = run("backbones", "--max-params", "many")
+    assert (status, "--max-params" in said) == (2, True)
     limited = run("backbones", "--limit", "3")[1].splitlines()
     assert len(limited) == 4
     assert limited[3].startswith("... and ")
