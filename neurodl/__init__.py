@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from neurodl.features import (
         SparseProjection,
         StreamedPCA,
+        align,
         calibrate_batchnorm,
         concatenate_features,
         event_design,
@@ -90,6 +91,7 @@ _HOMES = {
     "neurodl.features": (
         "SparseProjection",
         "StreamedPCA",
+        "align",
         "calibrate_batchnorm",
         "concatenate_features",
         "event_design",

@@ -1,5 +1,6 @@
 """Features: what a backbone, or a design of events, says of each stimulus or sample."""
 
+from neurodl.features.alignment import align
 from neurodl.features.cache import cache_folder
 from neurodl.features.calibrate import calibrate_batchnorm
 from neurodl.features.design import event_design
@@ -12,6 +13,7 @@ from neurodl.features.reduce import SparseProjection
 __all__ = [
     "SparseProjection",
     "StreamedPCA",
+    "align",
     "cache_folder",
     "calibrate_batchnorm",
     "concatenate_features",
