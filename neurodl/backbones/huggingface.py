@@ -36,6 +36,10 @@ TRANSFORM_OPTIONS = (
 )  # fmt: skip
 # What an image processor's code may do beside resize, crop, rescale and normalize.
 OTHER_STEPS = ("do_pad", "do_flip_channel_order", "do_rescale_offset", "offset", "do_split_image")
+WAYS_ON = (  # an untrained network, too, needs the repository's configuration
+    "  - fetch the repository elsewhere (huggingface_hub.snapshot_download) and give its folder, "
+    "as in 'hf:path/to/folder'."
+)
 INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 
 
@@ -61,7 +65,7 @@ def load(
             raise UnknownNameError(
                 f"`transform` has no option {key!r}. {did_you_mean(key, TRANSFORM_OPTIONS)}"
             )
-    with _quiet(library), explain_download(full_name, _said(place), _cache_folder()):
+    with _quiet(library), explain_download(full_name, _said(place), _cache_folder(), WAYS_ON):
         config = _vision_config(library, place, full_name, model_kwargs)
         processor = _processor(library, place, config, dict(transform or {}))
         kind = library.MODEL_MAPPING[type(config)]

@@ -26,9 +26,12 @@ from neurodl.errors import (
     listed,
 )
 
-# Of DINO's two networks the teacher, which its authors evaluate.
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "teacher", "student")
-
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+PAIR = ("teacher", "student")
+WAYS_ON = (
+    "  - fetch the file elsewhere and give it as weights='path/to/file';\n"
+    "  - pretrained=False, seed=0 for an untrained control, named so in every result."
+)
 
 logger = logging.getLogger(__name__)
 
@@ -75,11 +78,15 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
         ) from error
     except Exception as error:  # safetensors and torch raise many types on damaged files
         raise FileFormatError(f"Cannot read the weights {path}: {error}") from error
-    for _ in range(2):  # {"state_dict": {"teacher": ...}}
-        for key in WRAPPERS:
-            if isinstance(stored, dict) and isinstance(stored.get(key), dict):
-                stored = stored[key]
-                break
+    for key in WRAPPERS:
+        if isinstance(stored, dict) and isinstance(stored.get(key), dict):
+            stored = stored[key]
+            break
+    found = [key for key in PAIR if isinstance(stored, dict) and isinstance(stored.get(key), dict)]
+    if len(found) == 1:
+        stored = stored[found[0]]
+    elif found:  # both, under their names: which one is taken is chosen, and said, with the network
+        stored = {f"{key}.{name}": value for key in found for name, value in stored[key].items()}
     if not isinstance(stored, dict) or not any(torch.is_tensor(v) for v in stored.values()):
         raise FileFormatError(f"{path} holds no state dict (tensors by name).")
     return {name: value for name, value in stored.items() if torch.is_tensor(value)}
@@ -201,7 +208,12 @@ def fetch(url: str, name: str) -> dict[str, Any]:
 
 
 @contextmanager
-def explain_download(name: str, source: str, folder: str | Path) -> Iterator[None]:
+def explain_download(
+    name: str,
+    source: str,
+    folder: str | Path,
+    ways_on: str = WAYS_ON,
+) -> Iterator[None]:
     """Turn a failed download into an error that names the ways on; never into random weights."""
     try:
         yield
@@ -216,6 +228,5 @@ def explain_download(name: str, source: str, folder: str | Path) -> Iterator[Non
             "Go on in one of these ways:\n"
             "  - connect to the internet and run again;\n"
             f"  - if a damaged file was left in {folder}, delete it and run again;\n"
-            "  - fetch the file elsewhere and give it as weights='path/to/file';\n"
-            "  - pretrained=False, seed=0 for an untrained control, named so in every result."
+            f"{ways_on}"
         ) from error

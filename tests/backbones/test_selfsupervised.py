@@ -66,6 +66,7 @@ def test_the_network_is_found_and_has_no_random_classifier(tmp_path, network, st
     assert isinstance(backbone.module.fc, nn.Identity)
     assert "without its classifier, which the file lacks" in backbone.weights
     assert ("left out" in backbone.weights) == (style != "bare")
+    assert ("its 'teacher.backbone'" in backbone.weights) == (style == "dino")
 
 
 def test_what_else_is_missing_is_named(tmp_path, network):
