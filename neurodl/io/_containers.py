@@ -14,6 +14,7 @@ import numpy as np
 from neurodl.errors import FileFormatError, MissingFileError
 
 TOLERANCE = 5e-4  # s: Matroska stores times in milliseconds, so 1 / 15 s is 0.067
+N_THREADS = 2  # per decoder
 
 
 @dataclass(frozen=True)
@@ -104,12 +105,12 @@ def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
 
 
 def best_stream(container: Any, path: Path) -> Any:
-    """Return the video stream that FFmpeg calls the best one, set to two threads."""
+    """Return the video stream that FFmpeg calls the best one, set to a few threads."""
     stream = container.streams.best("video")
     if stream is None:
         raise FileFormatError(f"{path} has no video stream.")
     # everywhere the same: where a file stores no times, the decoder's depend on it
-    stream.thread_type, stream.codec_context.thread_count = "AUTO", 2
+    stream.thread_type, stream.codec_context.thread_count = "AUTO", N_THREADS
     return stream
 
 

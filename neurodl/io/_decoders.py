@@ -1,4 +1,4 @@
-"""Decoders of video frames by number: PyAV, which reads on where it stopped, and decord."""
+"""Decoders of video frames by number: PyAV, which reads on where it stopped, and others."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from neurodl.errors import FileFormatError
-from neurodl.io._containers import Timeline, best_stream, naming
+from neurodl.errors import FileFormatError, NeurodlError
+from neurodl.io._containers import N_THREADS, TOLERANCE, Timeline, best_stream, naming
 
 N_READERS = 4  # that a movie keeps open: more than threads that decode
 
@@ -150,6 +150,30 @@ def read_decord(path: Path, numbers: np.ndarray) -> np.ndarray:
     except (decord.DECORDError, RuntimeError, IndexError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise FileFormatError(f"Cannot read the video {path}: {reason}") from error
+
+
+def read_torchcodec(path: Path, timeline: Timeline, numbers: np.ndarray) -> np.ndarray:
+    """Return frames by number with torchcodec, shape (n, height, width, 3), uint8 RGB."""
+    try:
+        from torchcodec.decoders import VideoDecoder
+    except (ImportError, RuntimeError, OSError) as error:
+        raise NeurodlError(
+            "The reader 'torchcodec' needs the package torchcodec and FFmpeg's shared libraries "
+            "(on Debian: apt install ffmpeg); reader='av' needs neither."
+        ) from error
+    try:
+        decoder = VideoDecoder(str(path), dimension_order="NHWC", num_ffmpeg_threads=N_THREADS)
+        found = decoder.get_frames_at(numbers.tolist())
+    except (RuntimeError, ValueError, IndexError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FileFormatError(f"Cannot read the video {path}: {reason}") from error
+    starts = found.pts_seconds.numpy() - float(timeline.pts[0] * timeline.tick)
+    if np.abs(starts - timeline.starts[numbers]).max() > TOLERANCE:
+        raise FileFormatError(
+            f"torchcodec counts the frames of {path} otherwise than its container does; use "
+            "reader='av'."
+        )
+    return found.data.numpy()
 
 
 def _kept(number: int, keep_from: int | None) -> bool:

@@ -11,9 +11,10 @@ import numpy as np
 
 from neurodl.errors import MissingFileError, UnknownNameError
 from neurodl.io._containers import TOLERANCE, Timeline, read_timeline
-from neurodl.io._decoders import FrameReader, FrameReaders, read_decord
+from neurodl.io._decoders import FrameReader, FrameReaders, read_decord, read_torchcodec
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".mpg", ".mpeg")
+READERS = ("auto", "av", "decord", "torchcodec")
 
 
 @dataclass(frozen=True)
@@ -190,8 +191,8 @@ def read_frames(
         How many frames, evenly spaced from the first to the last; see `Sampling`.
     fps : float, optional
         Frames per second, whatever the video's own rate is.
-    reader : {"auto", "decord", "av"}
-        The library that decodes; "auto" takes PyAV, which reads every file that decord reads.
+    reader : {"auto", "av", "decord", "torchcodec"}
+        The library that decodes; "auto" takes PyAV, which reads every file that the others read.
 
     Returns
     -------
@@ -201,14 +202,18 @@ def read_frames(
     ------
     FileFormatError
         The file is no video, has no frames, or breaks off while it is read.
+    NeurodlError
+        The library that was asked for is not installed.
     """
-    if reader not in ("auto", "decord", "av"):
-        raise UnknownNameError(f"`reader` must be 'auto', 'decord' or 'av', but got {reader!r}.")
+    if reader not in READERS:
+        raise UnknownNameError(f"`reader` must be one of {READERS}, but got {reader!r}.")
     sampling = Sampling(n_frames, fps)
     timeline = read_timeline(path)
     numbers = sampling.numbers(timeline)
     if reader == "decord":
         return read_decord(path, numbers)
+    if reader == "torchcodec":
+        return read_torchcodec(path, timeline, numbers)
     frames = FrameReader(path, timeline)
     try:
         return frames.frames(numbers)
