@@ -30,6 +30,9 @@ if TYPE_CHECKING:
         event_design,
         extract_features,
         extract_kernels,
+        list_cache,
+        prune_cache,
+        verify_cache,
     )
     from neurodl.io.bids import read_bids
     from neurodl.io.events import read_events
@@ -97,6 +100,9 @@ _HOMES = {
         "event_design",
         "extract_features",
         "extract_kernels",
+        "list_cache",
+        "prune_cache",
+        "verify_cache",
     ),
     "neurodl.models": (
         "PLS",

@@ -16,7 +16,6 @@ from neurodl import __version__
 from neurodl.errors import NeurodlError, NeurodlWarning, did_you_mean
 
 Command = Callable[[argparse.Namespace], int]
-COMMANDS = ("demo", "run", "report", "datasets", "backbones", "doctor")
 DESCRIPTION = "From recordings and stimuli to how well deep networks predict the brain."
 DEFAULT = "default: %(default)s"
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
@@ -79,7 +78,8 @@ class _Parser(argparse.ArgumentParser):
         known = [option for action in self._actions for option in action.option_strings]
         if "invalid choice" in message:
             wrong = message.split("'")[1]
-            message = f"there is no command {wrong!r}. {did_you_mean(wrong, COMMANDS)}"
+            commands = next(action.choices for action in self._actions if action.choices)
+            message = f"there is no command {wrong!r}. {did_you_mean(wrong, commands)}"
         elif "unrecognized arguments" in message:
             wrong = message.partition(": ")[2].split()[0]
             kind = "option" if wrong.startswith("-") else "further argument"
@@ -128,6 +128,14 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         "--max-params", type=_count, metavar="N", help="at most N parameters, as in 30M"
     )
     backbones.add_argument("--limit", type=int, default=40, metavar="N", help=DEFAULT)
+    cache = add("cache", _cache, "list, prune or verify the cache of features")
+    cache.add_argument("action", choices=("list", "prune", "verify"))
+    cache.add_argument("--folder", metavar="FOLDER", help="default: the usual one, see doctor")
+    cache.add_argument("--days", type=float, metavar="N", help="prune what was unused for longer")
+    cache.add_argument(
+        "--max-size", type=_count, metavar="N", help="prune to N bytes, as in 20G, oldest use first"
+    )
+    cache.add_argument("--dry-run", action="store_true", help="only say what prune would remove")
     add("doctor", _doctor, "say what this machine has, what it lacks, and how to get it")
     return parser, dict(commands.choices)
 
@@ -273,6 +281,31 @@ def _small_backbones(names: list[str], most: float, limit: int) -> int:
         if n_parameters <= most:
             n_shown += 1
             print(f"{n_parameters / 1e6:8.1f} M  {name}")
+    return 0
+
+
+def _cache(options: argparse.Namespace) -> int:
+    from neurodl.features import list_cache, prune_cache, verify_cache
+
+    pruning = [options.days is not None, options.max_size is not None, options.dry_run]
+    if options.action != "prune" and any(pruning):
+        raise ValueError("--days, --max-size and --dry-run are only for `neurodl cache prune`.")
+    if options.action == "list":
+        table, said = list_cache(options.folder), "in the cache"
+    elif options.action == "prune":
+        table = prune_cache(
+            days=options.days,
+            max_bytes=options.max_size,
+            cache=options.folder,
+            dry_run=options.dry_run,
+        )
+        said = "would be removed" if options.dry_run else "removed"
+    else:
+        table, said = verify_cache(options.folder), "damaged; what was damaged is removed"
+    if len(table):
+        table["last used"] = table["last used"].dt.strftime("%Y-%m-%d %H:%M")
+        print(table.to_string(index=False, float_format="{:.1f}".format))
+    print(f"{len(table)} layers ({table['MB'].sum():,.1f} MB) {said}.")
     return 0
 
 

@@ -65,7 +65,7 @@ def test_wrong_use_is_one_clear_message(run, tmp_path, monkeypatch, arguments, s
 def test_without_a_command_the_help_is_printed(run):
     status, printed, _ = run()
     assert status == 2
-    assert all(f"    {command}" in printed for command in cli.COMMANDS)
+    assert all(f"    {command}" in printed for command in ("demo", "run", "cache", "doctor"))
 
 
 def test_version(run):
@@ -170,6 +170,19 @@ def test_datasets_and_backbones_are_listed(run):
     described = run("backbones", "torchvision:alexnet")[1]
     assert "61,100,840" in described
     assert "features.3" in described
+
+
+def test_the_cache_is_listed_pruned_and_verified(run, tmp_path):
+    images = np.zeros((3, 8, 8), np.uint8)
+    ndl.extract_features("pixels", ndl.Stimuli.from_arrays(images), cache=tmp_path)
+    place = ("--folder", tmp_path)
+    assert "1 layers" in run("cache", "list", *place)[1]
+    assert "0 layers (0.0 MB) damaged" in run("cache", "verify", *place)[1]
+    assert "1 layers" in run("cache", "prune", *place, "--max-size", "1k", "--dry-run")[1]
+    assert "removed" in run("cache", "prune", *place, "--max-size", "1k")[1]
+    assert "0 layers" in run("cache", "list", *place)[1]
+    assert "Did you mean 'list'" in run("cache", "lst")[2]
+    assert "only for `neurodl cache prune`" in run("cache", "list", "--days", "3")[2]
 
 
 def test_doctor_finds_what_is_there(run, tmp_path, monkeypatch):

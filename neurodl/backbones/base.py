@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import nn
 from torchvision.transforms.v2 import functional as image_ops
 
-from neurodl.errors import UnknownNameError, did_you_mean
+from neurodl.backbones.catalogue import N_TRACED, select, trace
+from neurodl.errors import UnknownNameError
 
 SKIPPED_KINDS = (
     nn.Dropout, nn.Identity, nn.modules.batchnorm._BatchNorm, nn.ReLU, nn.GELU,
@@ -97,6 +99,7 @@ class VideoTransform:
 
     function: Callable[[torch.Tensor], torch.Tensor]
     text: str
+    n_frames: int = 16  # that the network takes; most take any number
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the input for one clip, shape (t, 3, h, w)."""
@@ -119,11 +122,15 @@ class Backbone:
         Where the weights come from, for people: a published tag, a file, "untrained, seed 0".
     licence : str
         The licence of the weights, as far as it is known.
-    n_prefix_tokens : int
-        How many class and register tokens stand before the patch tokens of a transformer.
+    prefix_tokens : sequence of str
+        What stands before the patch tokens of a transformer: "class", "distillation", "register".
+    frames_per_token : int
+        Of a transformer of videos: how many frames a patch token is of.
+    tokens_in_order : bool
+        Whether patch tokens are row by row, as they lie in the image.
     channels_last : sequence of str
-        The layers, with all below them, whose output is (batch, height, width, channel), as in
-        Swin; ``""`` stands for all.
+        The layers, with all below them, whose output is (batch, [time,] height, width, channel),
+        as in Swin; ``""`` stands for all.
     suggested_layers : sequence of str
         The layers taken when none are named; by default found from the module tree.
 
@@ -139,7 +146,9 @@ class Backbone:
     transform: ImageTransform | VideoTransform
     weights: str
     licence: str = "not stated"
-    n_prefix_tokens: int = 0
+    prefix_tokens: Sequence[str] = ()
+    frames_per_token: int = 1
+    tokens_in_order: bool = True
     channels_last: Sequence[str] = ()
     suggested_layers: Sequence[str] = field(default=())
 
@@ -161,17 +170,50 @@ class Backbone:
         """The dotted names of all layers."""
         return [name for name, _ in self.module.named_modules() if name]
 
+    @property
+    def n_prefix_tokens(self) -> int:
+        """How many tokens stand before the patch tokens."""
+        return len(self.prefix_tokens)
+
+    @cached_property
+    def catalogue(self) -> pd.DataFrame:
+        """The layers that a forward pass calls, in the order in which they are complete.
+
+        Made from a pass of two noise images, when it is first asked for. Indexed by the dotted
+        name; columns kind, the module's class; shape of its output, or of the first tensor in it,
+        for one stimulus; depth, how many layers with weights were computed by then;
+        n_parameters; n_calls in a pass, of which features are the last; per_stimulus, whether the
+        first axis of the output is the stimulus, without which there are no features.
+        """
+        noise = torch.Generator().manual_seed(0)
+        frames = (self.transform.n_frames,) if isinstance(self.transform, VideoTransform) else ()
+        pixels = torch.randint(0, 256, (*frames, 3, 240, 320), generator=noise, dtype=torch.uint8)
+        inputs = torch.stack([self.transform(pixels)] * N_TRACED)
+        return trace(self.module, self.as_input(inputs))
+
+    def as_input(self, batch: torch.Tensor) -> torch.Tensor:
+        """Return inputs on the network's device and, of floats, in its own precision."""
+        values = next((p for p in self.module.parameters() if p.is_floating_point()), None)
+        if values is None:
+            return batch
+        return batch.to(values.device, values.dtype if batch.is_floating_point() else None)
+
     def is_channels_last(self, layer: str) -> bool:
-        """Return whether the 4-D output of `layer` has its channels last."""
+        """Return whether a map that `layer` gives has its channels last."""
         return any(
             not prefix or layer == prefix or layer.startswith(f"{prefix}.")
             for prefix in self.channels_last
         )
 
     @property
+    def blocks(self) -> list[str]:
+        """The coarse steps from input to output."""
+        return list(self.suggested_layers) or _stages(self.module)
+
+    @property
     def default_layers(self) -> list[str]:
         """The layers taken when none are named: up to eight, from input to output."""
-        names = list(self.suggested_layers) or _stages(self.module)
+        names = self.blocks
         if len(names) <= 8:
             return names
         picked = torch.linspace(0, len(names) - 1, 8).round().int().tolist()
@@ -180,25 +222,39 @@ class Backbone:
     def check_layers(self, layers: str | Sequence[str] | None) -> list[str]:
         """Return `layers` as a list of known names; None stands for `default_layers`.
 
+        Parameters
+        ----------
+        layers : str or sequence of str, optional
+            ``"all"`` that the network calls, ``"blocks"``, or ``"every:3"``, every third of the
+            blocks; or names, and patterns such as ``"layer3.*"`` or ``"blocks.*.mlp"``, in which a
+            star stays between two dots. In a list, "all" and "blocks" are names.
+
+        Returns
+        -------
+        list of str
+            Patterns in the order of the forward pass, no name twice.
+
         Raises
         ------
         UnknownNameError
             A layer does not exist; the nearest names are listed.
+
+        Examples
+        --------
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+        >>> to_floats = ImageTransform(lambda image: image_ops.pil_to_tensor(image) / 255, "0..1")
+        >>> backbone = Backbone("mine", net, to_floats, "untrained")
+        >>> backbone.check_layers("all"), backbone.check_layers("[02]")
+        (['0', '1', '2'], ['0', '2'])
         """
         if layers is None:
             return self.default_layers
-        names = [layers] if isinstance(layers, str) else list(layers)
-        known = self.layers
-        for name in names:
-            if name not in known:
-                raise UnknownNameError(
-                    f"`layers` has no module {name!r} in {self.name}. {did_you_mean(name, known)}"
-                )
+        names = select(self, layers)
         if not names:
             raise UnknownNameError(
                 f"`layers` is empty. {self.name} suggests {self.default_layers}."
             )
-        return list(dict.fromkeys(names))
+        return names
 
     @cached_property
     def weights_sha256(self) -> str:

@@ -29,7 +29,12 @@ IMAGE_TYPES = (
     "siglip_vision_model", "swin", "swinv2", "vit", "vit_mae", "vit_msn",
 )  # fmt: skip
 VIDEO_TYPES = ("videomae", "vjepa2")
-CLASS_TOKENS = ("cls_token", "class_embedding", "distillation_token")
+TOKENS = {
+    "cls_token": "class",
+    "class_embedding": "class",
+    "distillation_token": "distillation",
+    "register_tokens": "register",
+}
 TRANSFORM_OPTIONS = (
     "size", "crop_size", "resample", "image_mean", "image_std", "rescale_factor", "do_resize",
     "do_center_crop", "do_rescale", "do_normalize",
@@ -85,7 +90,8 @@ def load(
         transform=_video(processor, config, full_name) if is_video else _image(processor),
         weights=origin,
         licence=_licence(place) if pretrained and weights is None else "not stated",
-        n_prefix_tokens=_n_prefix_tokens(module),
+        prefix_tokens=_prefix_tokens(module),
+        frames_per_token=int(getattr(config, "tubelet_size", 1)) if is_video else 1,
         suggested_layers=_blocks(_tower(module)),
     )
 
@@ -235,14 +241,14 @@ def _swap_frames(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]
     return (inputs[0].transpose(1, 2), *inputs[1:])
 
 
-def _n_prefix_tokens(module: nn.Module) -> int:
-    """Count the class, distillation and register tokens that stand before the patches."""
-    n_tokens = 0
+def _prefix_tokens(module: nn.Module) -> list[str]:
+    """Return the tokens before the patches: class, then distillation or registers."""
+    found = []
     for name, values in module.named_parameters():
         last = name.rpartition(".")[2]
-        n_tokens += last in CLASS_TOKENS
-        n_tokens += values.shape[1] if last == "register_tokens" else 0
-    return n_tokens
+        n_tokens = values.shape[1] if last == "register_tokens" else 1
+        found += [TOKENS[last]] * n_tokens if last in TOKENS else []
+    return sorted(found)
 
 
 def _blocks(module: nn.Module) -> list[str]:
@@ -276,7 +282,8 @@ def _video(processor: Any, config: Any, name: str) -> VideoTransform:
         values = made["pixel_values"] if "pixel_values" in made else made["pixel_values_videos"]
         return values[0].transpose(0, 1)
 
-    return VideoTransform(function, f"{n_frames} frames, {describe_processor(processor)}")
+    text = f"{n_frames} frames, {describe_processor(processor)}"
+    return VideoTransform(function, text, n_frames)
 
 
 def describe_processor(processor: Any) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import timm
 from timm.data import create_transform, resolve_data_config
+from timm.models.hiera import Hiera
 from torch import nn
 
 from neurodl.backbones.base import Backbone, ImageTransform, describe_transform, open_lists
@@ -56,7 +57,8 @@ def load(
         transform=_transform(module, transform or {}),
         weights=origin,
         licence=licence,
-        n_prefix_tokens=int(getattr(module, "num_prefix_tokens", 0)),
+        prefix_tokens=_prefix_tokens(module),
+        tokens_in_order=not isinstance(module, Hiera),
         channels_last=("",) if getattr(module, "output_fmt", "NCHW") == "NHWC" else (),
         suggested_layers=_stages(module),
     )
@@ -98,9 +100,18 @@ def _stages(module: nn.Module) -> list[str]:
     """Return timm's own list of stages, as far as they are modules."""
     info = getattr(module, "feature_info", None) or []
     entries = info if isinstance(info, list) else info.info
-    known = {name for name, _ in module.named_modules()}
+    known = {name for name, _ in module.named_modules() if name}
     names = dict.fromkeys(entry["module"] for entry in entries if entry["module"] in known)
     return [name for listed in names for name in open_lists(module, listed)]
+
+
+def _prefix_tokens(module: nn.Module) -> list[str]:
+    """Return what stands before the patches, in timm's order; some networks add it late."""
+    own = {name.rstrip("_0123456789") for name, _ in module.named_parameters(recurse=False)}
+    own |= {name for name in ("cls_token", "dist_token") if getattr(module, name, None) is not None}
+    names = ["class"] * ("cls_token" in own) + ["distillation"] * ("dist_token" in own)
+    n_tokens = int(getattr(module, "num_prefix_tokens", len(names)))
+    return [*names, *["register"] * (n_tokens - len(names))][:n_tokens]
 
 
 def _transform(module: nn.Module, overrides: Mapping[str, Any]) -> ImageTransform:

@@ -15,6 +15,11 @@ from neurodl.backbones.weights import fetch, fit_weights, load_weights, seeded
 from neurodl.errors import UnknownNameError, did_you_mean
 
 LICENCE = "BSD-3-Clause (torchvision); the training set's own terms apply to the weights"
+WITH_CLASS_TOKEN = (models.VisionTransformer, models.video.MViT)
+CHANNELS_LAST = {
+    models.SwinTransformer: ("features", "norm"),
+    models.video.SwinTransformer3d: ("patch_embed", "pos_drop", "features", "norm"),
+}
 HEADED = ("googlenet", "inception_v3")  # with side branches for training
 
 
@@ -65,8 +70,9 @@ def load(
         transform=_transform(entry, transform or {}),
         weights=origin,
         licence=str(entry.meta.get("license", LICENCE)),
-        n_prefix_tokens=1 if isinstance(module, models.VisionTransformer) else 0,
-        channels_last=("features", "norm") if isinstance(module, models.SwinTransformer) else (),
+        prefix_tokens=("class",) if isinstance(module, WITH_CLASS_TOKEN) else (),
+        frames_per_token=2 if isinstance(module, models.video.MViT) else 1,
+        channels_last=CHANNELS_LAST.get(type(module), ()),
         suggested_layers=_transformer_blocks(module),
     )
 

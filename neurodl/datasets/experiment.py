@@ -87,6 +87,7 @@ class Experiment:
         events: Any = None,
         betas: Mapping[str, Any] | None = None,
         n_frames: int | None = None,
+        fps: float | None = None,
         value_range: Sequence[float] | None = None,
         stimuli_key: str | None = None,
         stimuli_ids: Sequence[str] | None = None,
@@ -112,7 +113,7 @@ class Experiment:
             runs, or one table with a column run.
         betas : mapping, optional
             Turn the time series into one response per event; see `estimate_betas`.
-        n_frames, value_range, stimuli_key, stimuli_ids
+        n_frames, fps, value_range, stimuli_key, stimuli_ids
             See `Stimuli.from_files`, where the last two are ``key`` and ``ids``.
         unpaired : {"error", "drop"}
             What to do with responses to unknown stimuli and stimuli without responses.
@@ -130,7 +131,12 @@ class Experiment:
             raise ValueError(f"`unpaired` must be 'error' or 'drop', but got {unpaired!r}.")
         if stimuli is not None and not isinstance(stimuli, Stimuli):
             stimuli = Stimuli.from_files(
-                stimuli, stimuli_ids, n_frames=n_frames, key=stimuli_key, value_range=value_range
+                stimuli,
+                stimuli_ids,
+                n_frames=n_frames,
+                fps=fps,
+                key=stimuli_key,
+                value_range=value_range,
             )
         table = None
         if responses is not None:
@@ -149,6 +155,7 @@ class Experiment:
         stimuli: Any = None,
         betas: Mapping[str, Any] | None = None,
         n_frames: int | None = None,
+        fps: float | None = None,
         unpaired: str = "error",
         name: str | None = None,
         card: Mapping[str, str] | None = None,
@@ -164,7 +171,7 @@ class Experiment:
             See `Stimuli.from_files`. Events name them in a column stimulus or stim_file.
         betas : mapping, optional
             Turn the time series into one response per event; see `estimate_betas`.
-        n_frames, unpaired, name, card
+        n_frames, fps, unpaired, name, card
             See `from_files`.
         **bids_options
             Passed to `read_bids`: mask, atlas_labels, session, space, confounds, derivatives ...
@@ -177,7 +184,7 @@ class Experiment:
         if unpaired not in ("error", "drop"):
             raise ValueError(f"`unpaired` must be 'error' or 'drop', but got {unpaired!r}.")
         if stimuli is not None and not isinstance(stimuli, Stimuli):
-            stimuli = Stimuli.from_files(stimuli, n_frames=n_frames)
+            stimuli = Stimuli.from_files(stimuli, n_frames=n_frames, fps=fps)
         responses, events = read_bids(root, subject=subject, task=task, **bids_options)
         return cls._assembled(stimuli, responses, events, betas, unpaired, name, card)
 

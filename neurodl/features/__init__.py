@@ -9,6 +9,7 @@ from neurodl.features.kernel import extract_kernels
 from neurodl.features.pca import StreamedPCA
 from neurodl.features.pool import pool_output
 from neurodl.features.reduce import SparseProjection
+from neurodl.features.upkeep import list_cache, prune_cache, verify_cache
 
 __all__ = [
     "SparseProjection",
@@ -20,5 +21,8 @@ __all__ = [
     "event_design",
     "extract_features",
     "extract_kernels",
+    "list_cache",
     "pool_output",
+    "prune_cache",
+    "verify_cache",
 ]

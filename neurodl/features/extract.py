@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import xarray as xr
 
 from neurodl.backbones import Backbone
 from neurodl.errors import NeurodlError, SchemaError
-from neurodl.features.cache import FeatureCache, cache_folder
+from neurodl.features.cache import Claims, FeatureCache, cache_folder
 from neurodl.features.forward import (
     ForwardPass,
     check_on_unreadable,
@@ -30,6 +33,9 @@ from neurodl.features.reduce import (
 from neurodl.schema import check_features, is_kernel
 from neurodl.stimuli import Stimuli
 
+logger = logging.getLogger(__name__)
+POLL_SECONDS = 0.5
+
 
 def extract_features(
     backbone: str | Backbone,
@@ -37,6 +43,7 @@ def extract_features(
     layers: str | Sequence[str] | None = None,
     *,
     pool: str = "spatial:7",
+    time: str = "mean",
     reduce: str | SparseProjection | StreamedPCA = "none",
     reduce_fit: Sequence[str] | None = None,
     device: str = "auto",
@@ -48,7 +55,7 @@ def extract_features(
     """Return a backbone's features of each stimulus, layer by layer.
 
     All layers come from one pass, which stops after the last one wanted. Videos shown to an
-    image network are taken frame by frame and averaged over time.
+    image network are taken frame by frame.
 
     Parameters
     ----------
@@ -56,9 +63,14 @@ def extract_features(
         A name for `load_backbone`, or what it returned.
     stimuli : Stimuli
     layers : str or sequence of str, optional
-        Dotted module names; by default the backbone's own suggestion.
+        ``"all"``, ``"blocks"``, ``"every:3"``, dotted names and patterns of names, see
+        `Backbone.check_layers`; by default up to eight of the blocks.
     pool : str
         See `pool_output`.
+    time : {"mean", "keep"}
+        Of videos: average over time, or keep the features of each frame (of each step in time of
+        a network of videos) side by side, for which all must have the same number of frames.
+        For features per TR, cut movies with ``Stimuli.clips(tr=...)`` and `align` them.
     reduce : str, SparseProjection or StreamedPCA
         ``"none"``; ``"sparse:5000"`` or ``"sparse:auto"``, which projects each batch as it comes
         (`SparseProjection`; layers with no more features than that stay as they are); or
@@ -100,7 +112,14 @@ def extract_features(
     reduction = parse_reduction(reduce)
     check_reduce_fit(reduction, reduce_fit, stimuli)
     run = open_pass(
-        backbone, stimuli, layers, pool=pool, device=device, batch_size=batch_size, amp=amp
+        backbone,
+        stimuli,
+        layers,
+        pool=pool,
+        device=device,
+        batch_size=batch_size,
+        amp=amp,
+        time=time,
     )
     projection = reduction if isinstance(reduction, SparseProjection) else None
     work = _Extraction(run, projection)
@@ -223,13 +242,25 @@ class _Extraction:
                 for name, cache in caches.items():
                     self._take_noted(cache, name)
                 return {name: values for name, values in found.items() if values is not None}
-            missing = [
-                chunk
-                for chunk in range(self.run.n_chunks)
-                if not all(cache.has(chunk) for cache in caches.values())
-            ]
-            for chunk, rows in self.run.chunks(missing, self.projector):
-                for name, cache in caches.items():
-                    self._note(cache, name)
-                    cache.write(chunk, rows[name])
+            self._complete(caches)
         raise NeurodlError(f"The feature cache in {folder} cannot be read back; remove it.")
+
+    def _complete(self, caches: Mapping[str, FeatureCache]) -> None:
+        """Compute the chunks that are missing, and wait for those that another process computes."""
+        with Claims(caches.values()) as claims:
+            said = False
+            while missing := claims.missing():
+                mine = claims.take(missing)
+                first = next(mine, None)
+                if first is None:
+                    if not said:
+                        logger.info("waiting for %d chunks of another process", len(missing))
+                    said = True
+                    time.sleep(POLL_SECONDS)
+                    continue
+                chunks = chain([first], mine)
+                for chunk, rows in self.run.chunks(chunks, self.projector, total=len(missing)):
+                    for name, cache in caches.items():
+                        self._note(cache, name)
+                        cache.write(chunk, rows[name])
+                    claims.release(chunk)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice, tee
+from operator import length_hint
 from typing import Any
 
 import numpy as np
@@ -15,13 +20,15 @@ from torch import nn
 from neurodl.backbones import Backbone, load_backbone
 from neurodl.errors import FileFormatError, NeurodlWarning, UnknownNameError, listed
 from neurodl.features.cache import ROWS_PER_CHUNK
-from neurodl.features.pool import check_pool
+from neurodl.features.pool import check_pool, check_time
 from neurodl.features.taps import Taps
 from neurodl.runtime import progress, resolve_device
 from neurodl.stimuli import Stimuli
 
 logger = logging.getLogger(__name__)
 N_DECODERS = 2
+# By number of dimensions, of images and of clips.
+LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 Batch = tuple[np.ndarray, dict[str, torch.Tensor]]
 
@@ -35,17 +42,21 @@ def open_pass(
     device: str,
     batch_size: int | str,
     amp: bool | None,
+    time: str = "mean",
 ) -> ForwardPass:
     """Return a checked `ForwardPass`; the parameters are those of `extract_features`."""
     if isinstance(backbone, str):
         backbone = load_backbone(backbone)
     names = backbone.check_layers(layers)
     check_pool(pool)
+    check_time(time)
+    if time != "mean" and stimuli.kind != "video":
+        raise ValueError(f"`time` is only for videos, but the stimuli are {stimuli.kind}s.")
     if backbone.kind == "video" and stimuli.kind != "video":
         raise ValueError(f"{backbone.name} takes videos, but the stimuli are {stimuli.kind}s.")
     chosen = resolve_device(device)
     use_amp = chosen.type == "cuda" if amp is None else amp
-    return ForwardPass(backbone, stimuli, names, pool, chosen, use_amp, batch_size)
+    return ForwardPass(backbone, stimuli, names, pool, chosen, use_amp, batch_size, time)
 
 
 def check_on_unreadable(on_unreadable: str) -> None:
@@ -86,6 +97,19 @@ def readable_ids(stimuli: Stimuli, kept: np.ndarray, on_unreadable: str) -> np.n
     return np.array(stimuli.ids)[kept]
 
 
+@contextmanager
+def _fast_layout(module: nn.Module) -> Iterator[nn.Module]:
+    """Lay the filters of convolutions out with the channels last, which is faster everywhere."""
+    filters = [values for values in module.parameters() if values.ndim in LAYOUTS]
+    for values in filters:
+        values.data = values.data.contiguous(memory_format=LAYOUTS[values.ndim])
+    try:
+        yield module
+    finally:
+        for values in filters:
+            values.data = values.data.contiguous()
+
+
 class ForwardPass:
     """Passes of stimuli through a backbone, chunk by chunk, each chunk in batches.
 
@@ -107,10 +131,12 @@ class ForwardPass:
         device: torch.device,
         amp: bool,
         batch_size: int | str,
+        time: str = "mean",
     ) -> None:
         self.backbone, self.stimuli, self.layers = backbone, stimuli, layers
-        self.pool, self.device, self.amp = pool, device, amp
+        self.pool, self.device, self.amp, self.time = pool, device, amp, time
         self.layouts: dict[str, dict[str, Any]] = {}
+        self._lengths: set[int] = set()
         auto = ROWS_PER_CHUNK if device.type == "cuda" else 16
         self.batch_size = auto if batch_size == "auto" else int(batch_size)
         if self.batch_size < 1:
@@ -121,8 +147,16 @@ class ForwardPass:
         """The number of chunks of all stimuli."""
         return -(-len(self.stimuli) // ROWS_PER_CHUNK)
 
+    @property
+    def precision(self) -> str:
+        """The type of number that the network computes with, as text."""
+        if not self.amp:
+            return "float32"
+        return f"mixed {str(torch.get_autocast_dtype(self.device.type)).removeprefix('torch.')}"
+
     def attrs(self, layer: str) -> dict[str, Any]:
         """Return what is stored with a layer's features."""
+        time = {"time": self.time} if self.stimuli.kind == "video" else {}
         return {
             "backbone": self.backbone.name,
             "layer": layer,
@@ -132,7 +166,8 @@ class ForwardPass:
             "weights_sha256": self.backbone.weights_sha256,
             "transform": self.backbone.transform.text,
             "licence": self.backbone.licence,
-            "precision": "amp" if self.amp else "float32",
+            "precision": self.precision,
+            **time,
         }
 
     def key(self, layer: str) -> dict[str, str]:
@@ -141,55 +176,62 @@ class ForwardPass:
         return {
             **attrs,
             "architecture_sha256": self.backbone.architecture_sha256,
-            "stimuli": "".join(self.stimuli.hashes()),
+            "stimuli": hashlib.sha256("".join(self.stimuli.hashes()).encode()).hexdigest(),
             "torch": torch.__version__,
         }
 
     def batches(
-        self, chunks: Sequence[int], layers: Sequence[str] | None = None
+        self,
+        chunks: Iterable[int],
+        layers: Sequence[str] | None = None,
+        total: int | None = None,
     ) -> Iterator[tuple[int, Iterator[Batch]]]:
         """Yield each chunk's number and its batches; the next one is decoded while this one runs.
 
         A batch is the row numbers of its readable stimuli, and of each of `layers` their features
         (n_rows, n_features), float32, on the device. All batches of a chunk must be taken before
-        the next chunk.
+        the next chunk. `chunks` are asked for as they come; `total` is how many, if known.
 
         Raises
         ------
         FileFormatError
             No stimulus of a chunk can be decoded, or the network returns NaN.
         """
-        if not chunks:
-            return
-        module = self.backbone.module.to(self.device)
         names = self.layers if layers is None else list(layers)
+        total = total or length_hint(chunks) or None
+        chunks, coming = tee(chunks)
+        rows = (row for chunk in coming for row in self.rows(chunk))
         with (
+            _fast_layout(self.backbone.module.to(self.device)) as module,
+            Taps(self.backbone, names, self.pool, self.time) as taps,
             ThreadPoolExecutor(N_DECODERS) as pool,
-            Taps(self.backbone, names, self.pool) as taps,
         ):
-            decode = [pool.submit(self._inputs, chunk) for chunk in chunks[:1]]
-            for position, chunk in enumerate(progress(chunks, label=self.backbone.name)):
-                inputs = decode.pop().result()
-                decode += [
-                    pool.submit(self._inputs, later)
-                    for later in chunks[position + 1 : position + 2]
-                ]
+            inputs = self._decoded(rows, pool)
+            for chunk in progress(chunks, label=self.backbone.name, total=total):
                 yield chunk, self._batches_of(chunk, module, taps, inputs)
+
+    def rows(self, chunk: int) -> range:
+        """Return the rows of a chunk."""
+        start = chunk * ROWS_PER_CHUNK
+        return range(start, min(start + ROWS_PER_CHUNK, len(self.stimuli)))
 
     def chunks(
         self,
-        chunks: Sequence[int],
+        chunks: Iterable[int],
         reduce: Callable[[str, torch.Tensor], torch.Tensor] | None = None,
+        total: int | None = None,
     ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         """Yield each chunk's number and its rows by layer; unreadable stimuli are rows of NaN.
 
         Parameters
         ----------
-        chunks : sequence of int
+        chunks : iterable of int
         reduce : callable, optional
             From a layer's name and features (n, n_features) to (n, n_reduced), batch by batch.
+        total : int, optional
+            How many chunks there are at most, for the progress bar.
         """
-        for chunk, batches in self.batches(chunks):
+        for chunk, batches in self.batches(chunks, total=total):
             start = chunk * ROWS_PER_CHUNK
             n_rows = min(ROWS_PER_CHUNK, len(self.stimuli) - start)
             rows: dict[str, np.ndarray] = {}
@@ -201,33 +243,52 @@ class ForwardPass:
                     rows[name][numbers - start] = values
             yield chunk, rows
 
-    def _inputs(self, chunk: int) -> list[torch.Tensor | None]:
-        """Decode and transform the stimuli of a chunk; None where one is unreadable."""
-        start = chunk * ROWS_PER_CHUNK
-        inputs: list[torch.Tensor | None] = []
-        for row in range(start, min(start + ROWS_PER_CHUNK, len(self.stimuli))):
-            try:
-                inputs.append(self.backbone.transform(self.stimuli[row]))
-            except FileFormatError as error:
-                logger.warning("%s", error)
-                inputs.append(None)
-        return inputs
+    def _decoded(
+        self, rows: Iterable[int], pool: ThreadPoolExecutor
+    ) -> Iterator[tuple[int, torch.Tensor | None]]:
+        """Yield the network's input for each row, None if unreadable; decode a batch ahead."""
+        coming = iter(rows)
+        ahead = [(row, pool.submit(self._input, row)) for row in islice(coming, self.batch_size)]
+        waiting = deque(ahead)
+        while waiting:
+            row, decoded = waiting.popleft()
+            waiting.extend((row, pool.submit(self._input, row)) for row in islice(coming, 1))
+            yield row, decoded.result()
+
+    def _input(self, row: int) -> torch.Tensor | None:
+        try:
+            return self.backbone.transform(self.stimuli[row])
+        except FileFormatError as error:
+            logger.warning("%s", error)
+            return None
 
     def _batches_of(
-        self, chunk: int, module: nn.Module, taps: Taps, inputs: list[torch.Tensor | None]
+        self,
+        chunk: int,
+        module: nn.Module,
+        taps: Taps,
+        inputs: Iterator[tuple[int, torch.Tensor | None]],
     ) -> Iterator[Batch]:
-        first = chunk * ROWS_PER_CHUNK
-        readable = [(row, one) for row, one in enumerate(inputs, first) if one is not None]
-        if not readable:
+        rows = self.rows(chunk)
+        readable = ((row, one) for row, one in islice(inputs, len(rows)) if one is not None)
+        n_readable = 0
+        while batch := list(islice(readable, self.batch_size)):
+            n_readable += len(batch)
+            yield from self._halved(batch, module, taps)
+        if not n_readable:
             raise FileFormatError(
-                f"None of the {len(inputs)} stimuli from {self.stimuli.where(first)} on can be "
+                f"None of the {len(rows)} stimuli from {self.stimuli.where(rows.start)} on can be "
                 "decoded."
             )
-        start = 0
-        while start < len(readable):
-            batch = readable[start : start + self.batch_size]
+
+    def _halved(
+        self, batch: list[tuple[int, torch.Tensor]], module: nn.Module, taps: Taps
+    ) -> Iterator[Batch]:
+        """Yield the features of a batch, in smaller ones where the GPU's memory is too small."""
+        while batch:
+            part = batch[: self.batch_size]
             try:
-                features = self._forward(module, taps, [one for _, one in batch])
+                features = self._forward(module, taps, [one for _, one in part])
             except torch.OutOfMemoryError:
                 if self.batch_size == 1:
                     raise
@@ -241,22 +302,52 @@ class ForwardPass:
                         f"{self.backbone.name} returns NaN or infinite values in layer {name!r}."
                         + (" Try amp=False." if self.amp else "")
                     )
-            yield np.array([row for row, _ in batch]), features
-            start += len(batch)
+            yield np.array([row for row, _ in part]), features
+            batch = batch[len(part) :]
 
     def _forward(
         self, module: nn.Module, taps: Taps, inputs: list[torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        """Run one batch; frames of videos are averaged for an image network."""
+        """Run one batch; the frames of a video are so many images for an image network."""
         framewise = self.backbone.kind == "image" and inputs[0].ndim == 4
+        self._check_lengths(inputs, framewise)
         batch = torch.cat(inputs) if framewise else torch.stack(inputs)
+        if self.device.type == "cuda":
+            batch = batch.pin_memory().to(self.device, non_blocking=True)
+        layout = LAYOUTS.get(batch.ndim, torch.contiguous_format)
+        batch = self.backbone.as_input(batch.to(self.device)).contiguous(memory_format=layout)
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=self.amp):
-            pooled = taps.run(module, batch.to(self.device))
+            pooled = taps.run(module, batch)
         self.layouts |= taps.layouts
-        if framewise:
-            lengths = [len(one) for one in inputs]
-            pooled = {
-                name: torch.stack([part.mean(0) for part in values.split(lengths)])
-                for name, values in pooled.items()
-            }
-        return pooled
+        if not framewise:
+            return pooled
+        lengths = [len(one) for one in inputs]
+        if self.time == "keep":
+            self._keep_frames(lengths[0])
+        return {
+            name: torch.stack([self._over_frames(part) for part in values.split(lengths)])
+            for name, values in pooled.items()
+        }
+
+    def _check_lengths(self, inputs: list[torch.Tensor], framewise: bool) -> None:
+        """Raise if clips differ in length that are passed, or kept, as a whole."""
+        if inputs[0].ndim != 4 or (framewise and self.time == "mean"):
+            return
+        self._lengths |= {len(one) if framewise else one.shape[1] for one in inputs}
+        if len(self._lengths) > 1:
+            raise ValueError(
+                f"The clips have {listed(sorted(self._lengths))} frames, but need the same number "
+                f"for {self.backbone.name} with time={self.time!r}. Open them with n_frames=..."
+            )
+
+    def _over_frames(self, frames: torch.Tensor) -> torch.Tensor:
+        """Return the features of a video, shape (n_features,), of those of its frames."""
+        return frames.mean(0) if self.time == "mean" else frames.flatten()
+
+    def _keep_frames(self, n_frames: int) -> None:
+        for name, layout in self.layouts.items():
+            if not layout["feature_axes"].startswith("time "):
+                self.layouts[name] = layout | {
+                    "feature_axes": f"time {layout['feature_axes']}",
+                    "feature_shape": [n_frames, *layout["feature_shape"]],
+                }

@@ -40,6 +40,7 @@ def extract_kernels(
     layers: str | Sequence[str] | None = None,
     *,
     pool: str = "flatten",
+    time: str = "mean",
     device: str = "auto",
     batch_size: int | str = "auto",
     amp: bool | None = None,
@@ -57,7 +58,7 @@ def extract_kernels(
 
     Parameters
     ----------
-    backbone, stimuli, layers, device, batch_size, amp, cache, on_unreadable
+    backbone, stimuli, layers, time, device, batch_size, amp, cache, on_unreadable
         See `extract_features`.
     pool : str
         See `pool_output`. By default nothing is pooled.
@@ -98,7 +99,14 @@ def extract_kernels(
     if memory != "auto" and not float(memory) > 0:
         raise ValueError(f"`memory` must be 'auto' or a number of GiB > 0, but got {memory!r}.")
     run = open_pass(
-        backbone, stimuli, layers, pool=pool, device=device, batch_size=batch_size, amp=amp
+        backbone,
+        stimuli,
+        layers,
+        pool=pool,
+        device=device,
+        batch_size=batch_size,
+        amp=amp,
+        time=time,
     )
     folder = None if cache is False else cache_folder(cache_path(cache))
     work = _Kernels(run, folder, memory)

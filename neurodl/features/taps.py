@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from neurodl.backbones import Backbone
+from neurodl.backbones.catalogue import first_tensor
 from neurodl.errors import UnknownNameError, listed
-from neurodl.features.pool import pool_to_axes
+from neurodl.features.pool import Tokens, pool_to_axes
 
 
 class _StopForward(Exception):
@@ -20,7 +21,8 @@ class Taps:
     """Hooks that pool and keep the outputs of some layers, and end the pass after the last one.
 
     A module that is called several times in a pass gives its last output; how often each is
-    called is counted in a first, whole pass.
+    called is counted in a first, whole pass. Of an output with several tensors the first with a
+    row per input counts.
 
     Attributes
     ----------
@@ -30,13 +32,13 @@ class Taps:
         network's input; n_prefix_tokens, where there are tokens.
     """
 
-    def __init__(self, backbone: Backbone, layers: list[str], pool: str) -> None:
-        self.backbone, self.layers, self.pool = backbone, layers, pool
+    def __init__(self, backbone: Backbone, layers: list[str], pool: str, time: str) -> None:
+        self.backbone, self.layers, self.pool, self.time = backbone, layers, pool, time
         self.calls: dict[str, int] = {}
         self.expected: dict[str, int] | None = None
         self.pooled: dict[str, torch.Tensor] = {}
         self.layouts: dict[str, dict[str, Any]] = {}
-        self._input_size: list[int] = []
+        self._input_shape = torch.Size()
         self._handles: list[Any] = []
 
     def __enter__(self) -> Taps:
@@ -52,7 +54,7 @@ class Taps:
     def run(self, module: nn.Module, batch: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the pooled layers of one batch."""
         self.calls, self.pooled = dict.fromkeys(self.layers, 0), {}
-        self._input_size = list(batch.shape[-2:])
+        self._input_shape = batch.shape
         try:
             module(batch)
         except _StopForward:
@@ -70,37 +72,53 @@ class Taps:
         def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
             self.calls[name] += 1
             if self.expected is None or self.calls[name] == self.expected[name]:
+                tokens = self._tokens()
                 axes, values = pool_to_axes(
-                    _tensor(output, name),
+                    self._rows(output, name),
                     self.pool,
-                    n_prefix_tokens=self.backbone.n_prefix_tokens,
+                    tokens=tokens,
                     channels_last=self.backbone.is_channels_last(name),
+                    time=self.time,
                 )
                 self.pooled[name] = values.flatten(1)
-                self.layouts[name] = self._layout(axes, values)
+                self.layouts[name] = self._layout(axes, values, tokens)
             if self.calls == self.expected:
                 raise _StopForward
 
         return keep
 
-    def _layout(self, axes: tuple[str, ...], values: torch.Tensor) -> dict[str, Any]:
-        layout = {
+    def _layout(
+        self, axes: tuple[str, ...], values: torch.Tensor, tokens: Tokens
+    ) -> dict[str, Any]:
+        layout: dict[str, Any] = {
             "feature_axes": " ".join(axes),
             "feature_shape": list(values.shape[1:]),
-            "input_size": self._input_size,
+            "input_size": list(self._input_shape[-2:]),
         }
-        tokens = {"n_prefix_tokens": self.backbone.n_prefix_tokens} if "token" in axes else {}
-        return layout | tokens
+        if "token" in axes:
+            layout["n_prefix_tokens"] = tokens.n_prefix(values.shape[1])
+        return layout
 
+    def _tokens(self) -> Tokens:
+        height, width = self._input_shape[-2:]
+        n_frames = self._input_shape[2] if len(self._input_shape) == 5 else 1
+        n_steps = max(1, n_frames // self.backbone.frames_per_token)
+        return Tokens(
+            self.backbone.prefix_tokens, n_steps, height / width, self.backbone.tokens_in_order
+        )
 
-def _tensor(output: Any, name: str) -> torch.Tensor:
-    """Return the one tensor in a layer's output."""
-    if isinstance(output, torch.Tensor):
-        return output
-    parts = list(output.values()) if isinstance(output, dict) else list(output)
-    tensors = [part for part in parts if isinstance(part, torch.Tensor)]
-    if len(tensors) == 1:
-        return tensors[0]
-    raise UnknownNameError(
-        f"Layer {name!r} returns {len(tensors)} tensors; choose a module inside or after it."
-    )
+    def _rows(self, output: Any, name: str) -> torch.Tensor:
+        """Return the first tensor of an output, which must have a row per input."""
+        tensor = first_tensor(output, self._input_shape[0])
+        if tensor is None:
+            raise UnknownNameError(
+                f"Layer {name!r} of {self.backbone.name} returns no tensor, but a "
+                f"{type(output).__name__}; choose a module inside or after it."
+            )
+        if not tensor.ndim or len(tensor) != self._input_shape[0]:
+            raise UnknownNameError(
+                f"Layer {name!r} of {self.backbone.name} gives {tuple(tensor.shape)} for "
+                f"{self._input_shape[0]} inputs: its first axis is not the stimulus (windows or "
+                "heads are folded into it, or it comes last). Choose the block around it."
+            )
+        return tensor

@@ -112,7 +112,8 @@ def primal_weights(
         pool=str(attrs["pool"]),
         device=device,
         batch_size=batch_size,
-        amp=attrs.get("precision") == "amp",
+        amp=attrs.get("precision", "float32") != "float32",
+        time=str(attrs.get("time", "mean")),
     )
     _check_same(attrs, run)
     _check_room(len(chosen) * int(attrs["n_features"]), run.device)

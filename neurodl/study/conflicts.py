@@ -17,8 +17,8 @@ from neurodl.study.sections import FeaturesSection, Study
 # What a [[features]] entry may say, by where its features come from.
 USED_KEYS = {
     "backbone": (
-        "weights", "pretrained", "seed", "layers", "pool", "transform", "options", "concatenate",
-        "kernel", "reduce", "reduce_fit", "memory",
+        "weights", "pretrained", "seed", "layers", "pool", "time", "transform", "options",
+        "concatenate", "kernel", "reduce", "reduce_fit", "memory",
     ),
     "path": ("concatenate",),
     "design": ("column", "delays"),

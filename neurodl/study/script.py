@@ -108,6 +108,7 @@ def _experiment(study: Study) -> str:
             stimuli_ids=_ids(shown.ids),
             stimuli_key=shown.key,
             n_frames=shown.n_frames,
+            fps=shown.fps,
             value_range=shown.value_range,
         )
     if study.bids:
@@ -183,6 +184,7 @@ def _extraction(entry: FeaturesSection, study: Study) -> list[str]:
     extraction = _given(
         layers=entry.layers,
         pool=entry.pool,
+        time=None if entry.time == "mean" else entry.time,
         reduce=None if entry.reduce == "none" else entry.reduce,
         reduce_fit=_ids(entry.reduce_fit),
         memory=entry.memory if entry.kernel else None,

@@ -39,6 +39,7 @@ class StimuliSection(Section):
     ids: Files | None = _key("a text file with one id per line, or a list of ids")
     key: str | None = _key("the name of an array in an .npz file")
     n_frames: int | None = _key("a whole number: frames decoded per video")
+    fps: float | None = _key("a number: frames decoded per second, in place of n_frames")
     value_range: list[float] | None = _key("two numbers: which values are black and white")
 
 
@@ -119,13 +120,16 @@ class FeaturesSection(Section):
     weights: File | None = _key("a .safetensors, .pth or .pt file")
     pretrained: bool = _key("true, or false for an untrained control", True)
     seed: int | None = _key("a whole number: the seed of untrained weights")
-    layers: str | list[str] | None = _key("a list of dotted module names")
+    layers: str | list[str] | None = _key(
+        "a list of dotted module names or patterns; or 'all', 'blocks', 'every:3'"
+    )
     kernel: bool = _key("true: the kernel of whole feature maps, in place of features", False)
     memory: float | Literal["auto"] = _key("'auto' or a number: of a kernel's block [GiB]", "auto")
     pool: str = Field(
         description="how maps are pooled, such as 'spatial:7'; by default kernels do not",
         default_factory=lambda given: "flatten" if given.get("kernel") else "spatial:7",
     )
+    time: Literal["mean", "keep"] = _key("of videos: 'mean' over time, or 'keep' frames", "mean")
     reduce: str = _key("'none', 'sparse:5000', 'sparse:auto' or 'pca:100'", "none")
     reduce_fit: Files | None = _key("of 'pca': a text file or a list of training stimuli's ids")
     transform: dict[str, Any] | None = _key("a table of values that replace the weights' own")

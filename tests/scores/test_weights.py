@@ -157,9 +157,9 @@ def test_the_layers_of_a_sum_of_kernels_each_have_their_weights(backbone):
         (ChannelsLast, "last", {"channels_last": ("last",)}, "spatial:7", {"channel": 5, "y": 7}),
         (ChannelsLast, "conv", {}, "avg", {"channel": 5, "y": 1}),
         (ChannelsLast, "conv", {}, "max", {"channel": 5, "y": 1}),
-        (Patches, "tokens", {"n_prefix_tokens": 1}, "flatten", {"token": 17, "channel": 3}),
-        (Patches, "tokens", {"n_prefix_tokens": 1}, "spatial:2", {"channel": 3, "y": 2}),
-        (Patches, "tokens", {"n_prefix_tokens": 1}, "cls", {"feature": 3}),
+        (Patches, "tokens", {"prefix_tokens": ["class"]}, "flatten", {"token": 17, "channel": 3}),
+        (Patches, "tokens", {"prefix_tokens": ["class"]}, "spatial:2", {"channel": 3, "y": 2}),
+        (Patches, "tokens", {"prefix_tokens": ["class"]}, "cls", {"feature": 3}),
     ],
 )
 def test_every_kind_of_output_has_its_own_axes(net, layer, options, pool, sizes):
