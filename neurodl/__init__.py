@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         extract_features,
         extract_kernels,
         list_cache,
+        motion_energy,
         prune_cache,
         verify_cache,
     )
@@ -101,6 +102,7 @@ _HOMES = {
         "extract_features",
         "extract_kernels",
         "list_cache",
+        "motion_energy",
         "prune_cache",
         "verify_cache",
     ),

@@ -262,6 +262,12 @@ class Stimuli(torch.utils.data.Dataset[torch.Tensor]):
         """Return where the pixels of stimulus `index` come from, for messages."""
         return self._sources[index].name
 
+    @property
+    def fps(self) -> float | None:
+        """How many frames per second the videos were opened with; None if that was not said."""
+        rates = {getattr(source, "fps", None) for source in self._sources}
+        return rates.pop() if len(rates) == 1 else None
+
     def sel(self, ids: Iterable[str]) -> Stimuli:
         """Return the stimuli with these ids, in this order.
 

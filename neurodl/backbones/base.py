@@ -100,6 +100,7 @@ class VideoTransform:
     function: Callable[[torch.Tensor], torch.Tensor]
     text: str
     n_frames: int = 16  # that the network takes; most take any number
+    fps: float | None = None  # at which the clips' frames must be, if it matters
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the input for one clip, shape (t, 3, h, w)."""

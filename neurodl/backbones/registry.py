@@ -7,14 +7,18 @@ from typing import Any
 
 from torch import nn
 
-from neurodl.backbones import gabor
+from neurodl.backbones import gabor, motion_energy
 from neurodl.backbones.base import Backbone, ImageTransform, VideoTransform
 from neurodl.backbones.weights import load_weights
 from neurodl.errors import UnknownNameError, did_you_mean, listed
 
 LISTED_SOURCES = ("torchvision", "timm")
 SOURCES = (*LISTED_SOURCES, "hf")
-WEIGHT_FREE = {"gabor": gabor.load_gabor, "pixels": gabor.load_pixels}
+WEIGHT_FREE = {
+    "gabor": gabor.load_gabor,
+    "motion_energy": motion_energy.load_motion_energy,
+    "pixels": gabor.load_pixels,
+}
 
 
 def load_backbone(
@@ -33,8 +37,8 @@ def load_backbone(
     name : str or torch.nn.Module
         ``"torchvision:resnet18"``, ``"torchvision:resnet18.IMAGENET1K_V1"``,
         ``"timm:vit_small_patch16_224.augreg_in21k_ft_in1k"``, ``"hf:facebook/dinov2-small"``,
-        ``"hf:path/to/folder"``, ``"gabor"``, ``"pixels"``, or a module of your own, which needs
-        `transform`.
+        ``"hf:path/to/folder"``, ``"gabor"``, ``"motion_energy"``, ``"pixels"``, or a module of
+        your own, which needs `transform`.
     weights : str, optional
         A local file: ``.safetensors`` or a torch checkpoint. It must fit exactly.
     pretrained : bool
@@ -77,8 +81,9 @@ def load_backbone(
         )
     overrides = dict(transform) if transform is not None else None
     if name in WEIGHT_FREE:
-        if weights is not None:
-            raise ValueError(f"{name!r} has no weights; leave out `weights`.")
+        given = ["weights"] * (weights is not None) + ["seed"] * (seed is not None)
+        if given:
+            raise ValueError(f"{name!r} has no weights; leave out {listed(given)}.")
         return WEIGHT_FREE[name](transform=overrides, **model_kwargs)
     source, _, network = name.partition(":")
     if source not in SOURCES or not network:

@@ -6,6 +6,7 @@ from neurodl.features.calibrate import calibrate_batchnorm
 from neurodl.features.design import event_design
 from neurodl.features.extract import concatenate_features, extract_features
 from neurodl.features.kernel import extract_kernels
+from neurodl.features.motion import motion_energy
 from neurodl.features.pca import StreamedPCA
 from neurodl.features.pool import pool_output
 from neurodl.features.reduce import SparseProjection
@@ -22,6 +23,7 @@ __all__ = [
     "extract_features",
     "extract_kernels",
     "list_cache",
+    "motion_energy",
     "pool_output",
     "prune_cache",
     "verify_cache",

@@ -54,6 +54,12 @@ def open_pass(
         raise ValueError(f"`time` is only for videos, but the stimuli are {stimuli.kind}s.")
     if backbone.kind == "video" and stimuli.kind != "video":
         raise ValueError(f"{backbone.name} takes videos, but the stimuli are {stimuli.kind}s.")
+    fps = getattr(backbone.transform, "fps", None)
+    if fps is not None and fps != stimuli.fps:
+        raise ValueError(
+            f"{backbone.name} is made for {fps:g} frames per second, but the videos were opened "
+            f"with fps={stimuli.fps}. Say fps={fps:g} when you open or cut them."
+        )
     chosen = resolve_device(device)
     use_amp = chosen.type == "cuda" if amp is None else amp
     return ForwardPass(backbone, stimuli, names, pool, chosen, use_amp, batch_size, time)

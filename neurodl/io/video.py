@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -75,6 +76,11 @@ class VideoFile:
         """Where the video is, for error messages."""
         return str(self.path)
 
+    @property
+    def fps(self) -> float | None:
+        """How many of its frames are taken per second, where that was asked for."""
+        return self.sampling.fps
+
     def sha256(self) -> str:
         """Return the hash of the file's bytes and of the sampling."""
         return hashlib.sha256(f"{_digest(self.path)} {self.sampling}".encode()).hexdigest()
@@ -119,6 +125,7 @@ class MovieClip:
     duration: float
     numbers: tuple[int, ...] = field(repr=False)
     next_first: int | None = None
+    fps: float | None = None  # of its frames, where they were taken at times
 
     @property
     def name(self) -> str:
@@ -152,7 +159,7 @@ def movie_clips(path: Path, hop: float, window: float, sampling: Sampling) -> li
         raise ValueError(f"`window` is {window} s, but the movie {path} lasts {end:.3f} s.")
     onsets = np.arange(int((end - window + TOLERANCE) / hop) + 1) * hop
     starts = [sampling.numbers(movie.timeline, onset, onset + window) for onset in onsets.tolist()]
-    return _chained(movie, onsets, np.full(len(onsets), window), starts)
+    return _chained(movie, onsets, np.full(len(onsets), window), starts, sampling.fps)
 
 
 def sliding_clips(path: Path, n_frames: int, stride: int) -> list[MovieClip]:
@@ -221,13 +228,34 @@ def read_frames(
         frames.close()
 
 
+def frame_blocks(path: Path, fps: float, n_frames: int = 128) -> Iterator[np.ndarray]:
+    """Yield the frames shown at 0, 1 / fps ... seconds, `n_frames` at a time, decoded once.
+
+    Each block has shape (n_frames or fewer, height, width, 3), uint8 RGB.
+    """
+    timeline = read_timeline(path)
+    numbers = Sampling(fps=fps).numbers(timeline)
+    reader = FrameReader(path, timeline)
+    try:
+        for start in range(0, len(numbers), n_frames):
+            following = numbers[start + n_frames : start + n_frames + 1]
+            keep_from = int(following[0]) if len(following) else None
+            yield reader.frames(numbers[start : start + n_frames], keep_from)
+    finally:
+        reader.close()
+
+
 def _chained(
-    movie: Movie, onsets: np.ndarray, durations: np.ndarray, numbers: list[np.ndarray]
+    movie: Movie,
+    onsets: np.ndarray,
+    durations: np.ndarray,
+    numbers: list[np.ndarray],
+    fps: float | None = None,
 ) -> list[MovieClip]:
     nexts = [int(one[0]) for one in numbers[1:]] + [None]
     columns = (onsets.tolist(), durations.tolist(), numbers, nexts)
     return [
-        MovieClip(movie, onset, duration, tuple(one.tolist()), following)
+        MovieClip(movie, onset, duration, tuple(one.tolist()), following, fps)
         for onset, duration, one, following in zip(*columns, strict=True)
     ]
 
