@@ -16,7 +16,7 @@ import xarray as xr
 from neurodl.errors import PairingError, SchemaError, listed
 from neurodl.io.masks import select_voxels
 from neurodl.io.store import atomic_path
-from neurodl.io.timeseries import clean, constant, run_rows, trend_order
+from neurodl.io.timeseries import as_slice, clean, no_range, run_rows, trend_order
 from neurodl.io.volumes import (
     bids_entity,
     check_same_grid,
@@ -127,11 +127,10 @@ def read_nifti(
     rows = run_rows(responses)
     responses.attrs |= _count_excluded(values, rows)
     if order is not None or zscore:
-        for run in rows.values():
-            in_one_piece = run[-1] - run[0] + 1 == len(run)  # then a slice spares a copy
-            part = values[run[0] : run[-1] + 1] if in_one_piece else values[run]
+        for run in map(as_slice, rows.values()):
+            part = values[run]
             clean(part, trend=order, zscore=zscore, out=part)
-            if not in_one_piece:
+            if not isinstance(run, slice):
                 values[run] = part
     return check_responses(responses)
 
@@ -308,16 +307,19 @@ def _subject(image: Any) -> str | None:
 
 def _count_excluded(values: np.ndarray, rows: Mapping[str, np.ndarray]) -> dict[str, int]:
     """Return how many voxels are constant in some run and how many have missing values."""
-    flat = np.zeros(values.shape[1], bool)
+    flat, missing = np.zeros((2, values.shape[1]), bool)
     for name, run in rows.items():
-        still = constant(values[run]) if len(run) > 1 else np.zeros_like(flat)
+        part = values[as_slice(run)]
+        low, high = part.min(0), part.max(0)
+        missing |= np.isnan(low)
+        still = no_range(low, high) & (len(run) > 1)
         if still.all():
             raise SchemaError(
                 f"All {len(still)} voxels are constant{f' in run {name!r}' if name else ''}: there "
                 "is no signal inside the mask. Are these the right mask and image?"
             )
         flat |= still
-    n_constant, n_missing = int(flat.sum()), int(np.isnan(values).any(0).sum())
+    n_constant, n_missing = int(flat.sum()), int(missing.sum())
     if n_constant or n_missing:
         logger.warning(
             "of %d voxels, %d are constant in a run and %d have missing values; they are kept, "

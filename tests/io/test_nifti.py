@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
 import logging
 import warnings
@@ -352,6 +354,24 @@ def test_damaged_run_fails_its_checksum(tmp_path, mask):
     path.write_bytes(damaged)
     with pytest.raises(FileFormatError, match="run.nii.gz is truncated or damaged"):
         read_nifti(path, mask)
+
+
+def test_a_run_damaged_in_the_middle_is_named(tmp_path, rng, mask):
+    path = saved(tmp_path / "run.nii.gz", rng.normal(0, 1, (*SHAPE, 50)))
+    whole = path.read_bytes()
+    for start in range(len(whole) // 2, len(whole) - 200, len(whole) // 20):
+        path.write_bytes(whole[:start] + b"\xff" * 100 + whole[start + 100 :])
+        with pytest.raises(FileFormatError, match="run.nii.gz is truncated or damaged"):
+            read_nifti(path, mask)
+
+
+@pytest.mark.parametrize("name", ["run.nii.gz", "RUN.NII.GZ", "run.nii.bz2"])
+def test_compressed_in_another_way(tmp_path, run, mask, name):
+    whole = image(run).to_bytes()
+    packed = gzip.compress(whole[:1001]) + gzip.compress(whole[1001:])  # as pigz and bgzip do
+    path = tmp_path / name
+    path.write_bytes(bz2.compress(whole) if name.endswith("bz2") else packed)
+    np.testing.assert_array_equal(read_nifti(path, mask), read_nifti(image(run), mask))
 
 
 def test_truncated_mask_is_named(tmp_path, run, mask):
