@@ -274,7 +274,7 @@ def _check_sample_ids(array: xr.DataArray, what: str, *, unique: bool) -> None:
 
 
 def _check_times(array: xr.DataArray, what: str) -> None:
-    """Check that times rise within each run."""
+    """Check that times rise within each run of each session."""
     times = array["time"].values
     if not np.issubdtype(times.dtype, np.number):
         raise SchemaError(
@@ -285,11 +285,11 @@ def _check_times(array: xr.DataArray, what: str) -> None:
         raise SchemaError(
             f"{what}: coord 'time' is not finite in {len(rows)} rows, first {rows[0]}."
         )
-    if "run" in array.coords:
-        runs = array["run"].values
-        inside = runs[1:] == runs[:-1]
-    else:
-        inside = np.ones(max(len(times) - 1, 0), bool)
+    inside = np.ones(max(len(times) - 1, 0), bool)
+    for name in ("run", "session") if "run" in array.coords else ():
+        if name in array.coords:
+            labels = array[name].values
+            inside &= labels[1:] == labels[:-1]
     falls = np.flatnonzero((np.diff(times) <= 0) & inside)
     if len(falls):
         raise SchemaError(

@@ -80,7 +80,8 @@ def extract_features(
     device : str
         See `resolve_device`.
     batch_size : int or "auto"
-        Stimuli per forward pass; halved by itself when a GPU runs out of memory.
+        Images, or frames of videos, per forward pass (a clip for a network of videos stays whole);
+        halved by itself when a GPU runs out of memory.
     amp : bool, optional
         Mixed precision; by default on a GPU only.
     cache : path or False, optional

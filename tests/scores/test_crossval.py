@@ -201,6 +201,19 @@ def test_time_series_need_groups():
         cross_validate(RidgeCV(device="cpu"), X, later, groups="run")
 
 
+def test_runs_of_several_sessions_may_have_the_same_names():
+    X, Y = time_series()
+    model = RidgeCV(device="cpu", cv=2)
+    expected = cross_validate(model, X, Y, cv="leave-one-group-out", groups="run")
+    same = {"run": ("time", ["1"] * 90), "session": ("time", np.repeat(["a", "b", "c"], 30))}
+    with pytest.raises(PairingError, match="several rows for .*run 1 at 0.000 s.*session"):
+        cross_validate(model, X.assign_coords(same), Y, groups="run")
+    X, Y = X.assign_coords(same), Y.assign_coords(same)
+    X = X[np.r_[60:90, 0:60]]
+    found = cross_validate(model, X, Y, cv="leave-one-group-out", groups="session")
+    np.testing.assert_allclose(found["r"], expected["r"], atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
