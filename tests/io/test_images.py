@@ -42,6 +42,23 @@ def test_other_modes_become_what_a_viewer_shows(picture, mode):
     np.testing.assert_array_equal(found, np.asarray(image.convert("RGB")))
 
 
+def test_cmyk_photographs_are_not_inverted():
+    shade = Image.new("RGB", (16, 16), (200, 90, 30))
+    found = decode_image(encoded(shade.convert("CMYK"), "JPEG", quality=95))
+    np.testing.assert_allclose(found[8, 8], [200, 90, 30], atol=6)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_of_an_animation_the_first_frame_is_taken(kind):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    content = encoded(
+        frames[0], kind, save_all=True, append_images=frames[1:], duration=40, **options
+    )
+    found = decode_image(content)
+    assert (found == [255, 0, 0]).all()
+
+
 def test_sixteen_bit_grey_is_scaled():
     deep = np.array([[0, 257, 32896, 65535]], np.uint16)
     found = decode_image(encoded(Image.fromarray(deep)))
