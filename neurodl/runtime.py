@@ -62,6 +62,20 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     return chosen
 
 
+def has_fast_half(device: torch.device) -> bool:
+    """Return whether products of bfloat16 are computed by the hardware."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu":
+        return False
+    return any(
+        getattr(torch.cpu, name, bool)()
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    )
+
+
 def names_several(device: Any) -> bool:
     """Return whether `device` is a list, or all GPUs, in place of one device."""
     return isinstance(device, list | tuple) or str(device) == ALL_GPUS

@@ -22,7 +22,7 @@ from neurodl.errors import FileFormatError, NeurodlWarning, UnknownNameError, li
 from neurodl.features.cache import ROWS_PER_CHUNK
 from neurodl.features.pool import check_pool, check_time
 from neurodl.features.taps import Taps
-from neurodl.runtime import progress, resolve_device
+from neurodl.runtime import has_fast_half, progress, resolve_device
 from neurodl.stimuli import Stimuli
 
 logger = logging.getLogger(__name__)
@@ -62,6 +62,8 @@ def open_pass(
         )
     chosen = resolve_device(device)
     use_amp = chosen.type == "cuda" if amp is None else amp
+    if use_amp and chosen.type == "cpu" and not has_fast_half(chosen):
+        logger.warning("amp=True is slower here: this processor does not compute in bfloat16")
     return ForwardPass(backbone, stimuli, names, pool, chosen, use_amp, batch_size, time)
 
 

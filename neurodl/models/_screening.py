@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 from neurodl.models._heldout import Composed, Factored, HeldOut, Part, rough_scores, score
+from neurodl.runtime import has_fast_half
 
 # A rough score counts as off by up to this many times the largest error seen so far.
 SAFETY = 1.5
@@ -22,18 +23,6 @@ MAX_PENALTIES = 40  # beyond, so many lie close to the best that scoring all at 
 def can_screen(n_alphas: int, dtype: torch.dtype, device: torch.device) -> bool:
     """Return whether screening pays: half precision is fast here, and penalties are few."""
     return dtype == torch.float32 and 2 < n_alphas <= MAX_PENALTIES and has_fast_half(device)
-
-
-def has_fast_half(device: torch.device) -> bool:
-    """Return whether products of bfloat16 are computed by the hardware."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type != "cpu":
-        return False
-    return any(
-        getattr(torch.cpu, name, bool)()
-        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    )
 
 
 class Screen:

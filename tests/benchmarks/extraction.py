@@ -24,6 +24,7 @@ from ridge import run_apart
 from torch.nn import functional
 
 from neurodl import Backbone, Stimuli, extract_features, load_backbone
+from neurodl.runtime import has_fast_half
 
 LAYERS = {
     "torchvision:resnet50": ["layer1", "layer2", "layer3", "layer4"],
@@ -112,11 +113,12 @@ def compare(name: str, images: Path, folder: Path, n_repeats: int, n_threads: in
             lambda: extract(images, fresh),
             lambda: extract(few, False),
         ),
-        "extraction, bfloat16": (
+    }
+    if has_fast_half(torch.device("cpu")):
+        jobs["extraction, bfloat16"] = (
             lambda: extract(images, fresh, amp=True),
             lambda: extract(few, False, amp=True),
-        ),
-    }
+        )
     runs: dict[str, list[tuple[float, float, float]]] = {job: [] for job in jobs}
     for number in range(n_repeats):
         fresh = folder / f"{name.partition(':')[2]}-{number}"
