@@ -252,7 +252,7 @@ class Stimuli(torch.utils.data.Dataset[torch.Tensor]):
     def __getitem__(self, index: int) -> torch.Tensor:
         """Return the pixels of one stimulus, uint8, shape ([n_frames,] 3, height, width)."""
         pixels = torch.from_numpy(np.array(self._sources[index].decode()))
-        return pixels.movedim(-1, -3).contiguous()
+        return pixels.movedim(-1, -3)  # no copy: in memory, a pixel's colours stay together
 
     def __repr__(self) -> str:
         """Return a one-line summary."""

