@@ -12,11 +12,15 @@ from typing import Any
 import pandas as pd
 
 from neurodl.datasets.experiment import Experiment
+from neurodl.datasets.kay2008 import load_kay2008
 from neurodl.datasets.simulated import Simulation, simulate
 from neurodl.errors import MissingFileError, UnknownNameError, did_you_mean
 from neurodl.responses import select
 
-LOADERS: dict[str, Callable[..., Experiment | Simulation]] = {"simulated": simulate}
+LOADERS: dict[str, Callable[..., Experiment | Simulation]] = {
+    "kay2008": load_kay2008,
+    "simulated": simulate,
+}
 COLUMNS = ("modality", "description", "licence", "access", "n_subjects", "size")
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import pickle
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from neurodl.errors import FileFormatError, MissingFileError, NeurodlError
+from neurodl.errors import FileFormatError, MissingFileError, NeurodlError, listed
 
 ENCODING = "latin1"  # of strings in pickles of Python 2, in which arrays' bytes are strings
 PLAIN_KINDS = "biufcSUOMm"
@@ -58,17 +58,21 @@ def read_pickle(path: str | Path) -> Any:
         return _unpickled(file, str(path))
 
 
-def read_object_arrays(path: str | Path) -> np.ndarray | dict[str, np.ndarray]:
+def read_object_arrays(
+    path: str | Path, names: Sequence[str] | None = None
+) -> np.ndarray | dict[str, np.ndarray]:
     """Return the array of a ``.npy`` file, or those of an ``.npz``, also of Python objects.
 
     Parameters
     ----------
     path : str or Path
+    names : sequence of str, optional
+        Which arrays of an npz file are read; all by default.
 
     Raises
     ------
     MissingFileError, FileFormatError
-        As `read_pickle`.
+        As `read_pickle`; or an array that was asked for is not there.
     """
     path = Path(path)
     if not path.is_file():
@@ -78,10 +82,16 @@ def read_object_arrays(path: str | Path) -> np.ndarray | dict[str, np.ndarray]:
             return _array(file, str(path))
     try:
         with zipfile.ZipFile(path) as archive:
+            there = {member.removesuffix(".npy"): member for member in archive.namelist()}
+            missing = [name for name in names or () if name not in there]
+            if missing:
+                raise FileFormatError(
+                    f"{path} lacks the arrays {listed(missing)}; it holds {listed(there, 20)}."
+                )
             found = {}
-            for member in archive.namelist():
-                with archive.open(member) as file:
-                    found[member.removesuffix(".npy")] = _array(file, f"{path}!{member}")
+            for name in there if names is None else names:
+                with archive.open(there[name]) as file:
+                    found[name] = _array(file, f"{path}!{there[name]}")
             return found
     except NeurodlError:
         raise

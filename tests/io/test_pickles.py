@@ -90,6 +90,9 @@ def test_arrays_of_objects(tmp_path):
     np.savez(tmp_path / "part.npz", dat=sessions, plain=PLAIN["fortran"], names=PLAIN["names"])
     found = read_object_arrays(tmp_path / "part.npz")
     same(found, {"dat": sessions, "plain": PLAIN["fortran"], "names": PLAIN["names"]})
+    assert list(read_object_arrays(tmp_path / "part.npz", ["names"])) == ["names"]
+    with pytest.raises(FileFormatError, match="lacks the arrays 'lfp'; it holds 'dat', 'plain'"):
+        read_object_arrays(tmp_path / "part.npz", ["dat", "lfp"])
     alone = np.array({"stat": np.arange(3)}, object)  # a dict saved as an array of no dimension
     np.save(tmp_path / "dict.npy", alone, allow_pickle=True)
     same(read_object_arrays(tmp_path / "dict.npy").item(), {"stat": np.arange(3)})
