@@ -195,14 +195,6 @@ def stream(network: MotionEnergy, blocks: Iterable[torch.Tensor]) -> Iterator[to
                 yield network.in_time(held[None])[0]
 
 
-def frame_size(size: int | Sequence[int]) -> tuple[int, int]:
-    """Return (height, width); a number is a square."""
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sides) != 2:
-        raise ValueError(f"`size` must be one number or (height, width), but got {size!r}.")
-    return int(sides[0]), int(sides[1])
-
-
 def luminance(frames: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Return CIE L* between 0 and 100, shape (n_frames, height, width), of resized frames.
 
@@ -244,7 +236,10 @@ def load_motion_energy(
             "'motion_energy' needs `fps`, the rate of the clips' frames [1 / s]: its filters are "
             "for so many cycles per second. Open the videos with the same fps."
         )
-    height, width = frame_size(size)
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sides) != 2:
+        raise ValueError(f"`size` must be one number or (height, width), but got {size!r}.")
+    height, width = sides
     module = MotionEnergy((height, width), fps, **options)
 
     def function(clip: torch.Tensor) -> torch.Tensor:

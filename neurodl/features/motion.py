@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 import xarray as xr
 
-from neurodl.backbones.motion_energy import MotionEnergy, frame_size, luminance, stream
+from neurodl.backbones.motion_energy import MotionEnergy, load_motion_energy, stream
 from neurodl.backbones.motion_filters import (
     N_DIRECTIONS,
     SPATIAL_FREQUENCIES,
@@ -86,16 +87,21 @@ def motion_energy(
     >>> energy.dims, energy.sizes["time"], float(energy.time[-1].round(3))
     (('time', 'feature'), 20, 1.267)
     """
-    height, width = frame_size(size)
-    network = MotionEnergy(
-        (height, width), fps, temporal_frequencies, spatial_frequencies, n_directions, log=log
+    backbone = load_motion_energy(
+        fps=fps,
+        size=size,
+        temporal_frequencies=temporal_frequencies,
+        spatial_frequencies=spatial_frequencies,
+        n_directions=n_directions,
+        log=log,
     )
-    chosen = resolve_device(device)
+    network, chosen = cast(MotionEnergy, backbone.module), resolve_device(device)
     if isinstance(movie, (str, Path)):
         name, blocks = str(movie), frame_blocks(Path(movie), fps, BLOCK)
     else:
         name, blocks = "frames", _checked_blocks(np.asarray(movie))
-    pieces = stream(network.to(chosen), _luminances(blocks, (height, width), chosen))
+    luminances = (backbone.transform(_pixels(block))[0].to(chosen) for block in blocks)
+    pieces = stream(network.to(chosen), luminances)
     values = np.concatenate([piece.cpu().numpy() for piece in pieces])
     array = xr.DataArray(
         values,
@@ -105,14 +111,15 @@ def motion_energy(
             **{name: ("feature", network.filters[name].to_numpy()) for name in network.filters},
         },
         attrs={
-            "layer": "motion_energy",
-            "backbone": "motion_energy",
-            "weights": "none (fixed spatio-temporal Gabor filters)",
-            "transform": f"resize to {height} x {width}, CIE L*, {fps:g} frames / s",
+            "layer": backbone.name,
+            "backbone": backbone.name,
+            "weights": backbone.weights,
+            "transform": backbone.transform.text,
+            "licence": backbone.licence,
             "stimulus_file": name,
         },
     )
-    return check_features(array)["motion_energy"]
+    return check_features(array)[backbone.name]
 
 
 def _checked_blocks(frames: np.ndarray) -> Iterator[np.ndarray]:
@@ -124,9 +131,6 @@ def _checked_blocks(frames: np.ndarray) -> Iterator[np.ndarray]:
     return (frames[start : start + BLOCK] for start in range(0, len(frames), BLOCK))
 
 
-def _luminances(
-    blocks: Iterable[np.ndarray], size: tuple[int, int], device: torch.device
-) -> Iterator[torch.Tensor]:
-    for block in blocks:
-        pixels = torch.from_numpy(np.ascontiguousarray(block.transpose(0, 3, 1, 2)))
-        yield luminance(pixels, size).to(device)
+def _pixels(block: np.ndarray) -> torch.Tensor:
+    """Return frames with their colours first."""
+    return torch.from_numpy(block).movedim(-1, 1)

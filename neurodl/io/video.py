@@ -228,7 +228,7 @@ def read_frames(
         frames.close()
 
 
-def frame_blocks(path: Path, fps: float, n_frames: int = 128) -> Iterator[np.ndarray]:
+def frame_blocks(path: Path, fps: float, n_frames: int) -> Iterator[np.ndarray]:
     """Yield the frames shown at 0, 1 / fps ... seconds, `n_frames` at a time, decoded once.
 
     Each block has shape (n_frames or fewer, height, width, 3), uint8 RGB.

@@ -33,12 +33,13 @@ def paired(
         )
     by_session = "session" in first.coords and "session" in responses.coords
     wanted, there = _keys(responses, by_session), _keys(first, by_session)
-    if not there.is_unique:
-        raise PairingError(
-            f"Features have several rows for {listed(there[there.duplicated()].unique())}: give "
-            "features and responses the coords run, and session where runs of several have one "
-            "name."
-        )
+    for what, keys in (("Features", there), ("Responses", wanted if timed[1] else there)):
+        if not keys.is_unique:
+            raise PairingError(
+                f"{what} have several rows for {listed(keys[keys.duplicated()].unique())}: give "
+                "features and responses the coords run, and session where runs of several have "
+                "one name."
+            )
     rows = there.get_indexer(wanted)
     missing = wanted[rows < 0].unique()
     if len(missing) and (unpaired == "error" or (rows < 0).all()):

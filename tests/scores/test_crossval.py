@@ -206,8 +206,10 @@ def test_runs_of_several_sessions_may_have_the_same_names():
     model = RidgeCV(device="cpu", cv=2)
     expected = cross_validate(model, X, Y, cv="leave-one-group-out", groups="run")
     same = {"run": ("time", ["1"] * 90), "session": ("time", np.repeat(["a", "b", "c"], 30))}
-    with pytest.raises(PairingError, match="several rows for .*run 1 at 0.000 s.*session"):
+    with pytest.raises(PairingError, match="Features .*rows for .*run 1 at 0.000 s.*session"):
         cross_validate(model, X.assign_coords(same), Y, groups="run")
+    with pytest.raises(PairingError, match="Responses .*several rows for .*run 1 at 0.000 s"):
+        cross_validate(model, X[:30], Y.assign_coords(same), groups="session")
     X, Y = X.assign_coords(same), Y.assign_coords(same)
     X = X[np.r_[60:90, 0:60]]
     found = cross_validate(model, X, Y, cv="leave-one-group-out", groups="session")
