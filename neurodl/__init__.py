@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         list_backbones,
         load_backbone,
     )
-    from neurodl.datasets import Experiment, list_datasets, load_dataset
+    from neurodl.datasets import Experiment, fetch_dataset, list_datasets, load_dataset
     from neurodl.errors import NeurodlError, NeurodlWarning
     from neurodl.features import (
         SparseProjection,
@@ -84,7 +84,7 @@ _HOMES = {
         "stack_repeats",
         "zscore_runs",
     ),
-    "neurodl.datasets": ("Experiment", "list_datasets", "load_dataset"),
+    "neurodl.datasets": ("Experiment", "fetch_dataset", "list_datasets", "load_dataset"),
     "neurodl.backbones": (
         "Backbone",
         "ImageTransform",

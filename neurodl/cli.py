@@ -19,6 +19,8 @@ Command = Callable[[argparse.Namespace], int]
 DESCRIPTION = "From recordings and stimuli to how well deep networks predict the brain."
 DEFAULT = "default: %(default)s"
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
+MOST_ROWS = 40  # of a table
+DATASET_ACTIONS = ("list", "info", "fetch", "check")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -119,8 +121,20 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     report.add_argument("scores", metavar="scores.nc", help="or a results folder")
     report.add_argument("--out", metavar="FILE", help="default: report.html beside the scores")
     report.add_argument("--title")
-    datasets = add("datasets", _datasets, "list the datasets, or say all about one")
+    datasets = add("datasets", _datasets, "list, describe, fetch or check datasets")
+    datasets.add_argument("action", nargs="?", default="list", choices=DATASET_ACTIONS)
     datasets.add_argument("name", nargs="?", metavar="NAME")
+    datasets.add_argument("--root", metavar="FOLDER", help="default: $NEURODL_DATA/NAME")
+    datasets.add_argument("--subject", metavar="N", help="fetch: the first one; check: all")
+    datasets.add_argument("--roi", action="append", metavar="ROI", help="may be given repeatedly")
+    datasets.add_argument(
+        "--option",
+        action="append",
+        type=_assignment,
+        default=[],
+        metavar="KEY=VALUE",
+        help="one of the dataset's own, such as track=full",
+    )
     backbones = add("backbones", _backbones, "list the networks, or say all about one")
     backbones.add_argument("name", nargs="?", metavar="NAME")
     backbones.add_argument("--search", metavar="TEXT", help="only names that contain TEXT")
@@ -138,6 +152,14 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     cache.add_argument("--dry-run", action="store_true", help="only say what prune would remove")
     add("doctor", _doctor, "say what this machine has, what it lacks, and how to get it")
     return parser, dict(commands.choices)
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    """Return the two sides of KEY=VALUE."""
+    key, sign, value = text.partition("=")
+    if not sign:
+        raise argparse.ArgumentTypeError(f"must be KEY=VALUE, but got {text!r}")
+    return key, value
 
 
 def _count(text: str) -> float:
@@ -229,15 +251,38 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _datasets(options: argparse.Namespace) -> int:
-    from neurodl.datasets import dataset_card, list_datasets
+    from neurodl.datasets import dataset_card, fetch_dataset, list_datasets
 
-    if options.name is None:
+    if options.action == "list":
         table = list_datasets()[["modality", "access", "size"]].rename_axis(index=None)
         print(table.to_string())
-        print("\n`neurodl datasets NAME` says all about one.")
+        print("\n`neurodl datasets info NAME` says all about one.")
         return 0
-    _print_facts(dataset_card(options.name))
+    if options.name is None:
+        names = ", ".join(list_datasets().index)
+        raise NeurodlError(f"Say which dataset: `datasets {options.action} NAME`, of {names}.")
+    if options.action == "info":
+        _print_facts(dataset_card(options.name))
+        return 0
+    chosen = {"root": options.root, "subject": options.subject, "roi": options.roi}
+    chosen |= dict(options.option)
+    if options.action == "check":
+        return _check_dataset(options.name, chosen)
+    print(fetch_dataset(options.name, **chosen))
     return 0
+
+
+def _check_dataset(name: str, chosen: dict[str, Any]) -> int:
+    from neurodl.datasets import check_dataset
+
+    table = check_dataset(name, **chosen)
+    counts = table["state"].value_counts()
+    wrong = table[~table["state"].isin(["whole", "missing, optional"])]
+    shown = table if len(table) <= MOST_ROWS else wrong.head(MOST_ROWS)
+    if len(shown):
+        print(shown.to_string(index=False))
+    print(", ".join(f"{count} {state}" for state, count in counts.items()) or "no files")
+    return FAILED if len(wrong) else 0
 
 
 def _backbones(options: argparse.Namespace) -> int:

@@ -26,6 +26,7 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the tests out of the user's cache."""
+def own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the tests out of the user's folders."""
     monkeypatch.setenv("NEURODL_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("NEURODL_DATA", str(tmp_path_factory.mktemp("data")))

@@ -43,7 +43,7 @@ def run(capsys, monkeypatch):
         (["--verison"], 2, "no option '--verison'. Did you mean '--version'?"),
         (["run", "nothing.toml"], 1, "The study file nothing.toml does not exist."),
         (["report", "nothing.nc"], 1, "nothing.nc does not exist."),
-        (["datasets", "simulatd"], 1, "Did you mean 'simulated'?"),
+        (["datasets", "info", "simulatd"], 1, "Did you mean 'simulated'?"),
         (["backbones", "--search", "rsenet"], 1, "No backbone's name contains 'rsenet'."),
         (["backbones", "resnet18"], 1, "Use 'torchvision:resnet18'"),
         (["demo", "--seed", "one"], 2, "argument --seed: invalid int value: 'one'"),
@@ -155,7 +155,7 @@ def test_report_of_saved_scores(run, tmp_path):
 
 def test_datasets_and_backbones_are_listed(run):
     assert "simulated" in run("datasets")[1]
-    assert "licence" in run("datasets", "simulated")[1]
+    assert "licence" in run("datasets", "info", "simulated")[1]
     found = run("backbones", "--search", "vit_tiny")[1].splitlines()
     assert "timm:vit_tiny_patch16_224" in found
     assert all("vit_tiny" in name for name in found)

@@ -1,13 +1,21 @@
 """Datasets: one call from a name to an Experiment."""
 
 from neurodl.datasets.experiment import Experiment
-from neurodl.datasets.registry import dataset_card, list_datasets, load_dataset
+from neurodl.datasets.registry import (
+    check_dataset,
+    dataset_card,
+    fetch_dataset,
+    list_datasets,
+    load_dataset,
+)
 from neurodl.datasets.simulated import Simulation, simulate, write_simulated
 
 __all__ = [
     "Experiment",
     "Simulation",
+    "check_dataset",
     "dataset_card",
+    "fetch_dataset",
     "list_datasets",
     "load_dataset",
     "simulate",

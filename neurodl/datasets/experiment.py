@@ -8,14 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from neurodl.errors import PairingError, listed
+from neurodl.errors import PairingError, SchemaError, listed
 from neurodl.io.arrays import read_responses
 from neurodl.io.bids import read_bids
 from neurodl.io.events import read_events
+from neurodl.io.maps import parcels_to_image, to_surface
+from neurodl.io.nifti import to_image
 from neurodl.responses import single_trial_betas, stack_repeats, zscore_runs
 from neurodl.schema import check_responses, sample_dim, sample_ids
 from neurodl.stimuli import Stimuli
@@ -40,6 +43,11 @@ class Experiment:
         What happened when: columns onset [s], duration [s], trial_type or stimulus, run.
     ceiling : xarray.DataArray, optional
         Published reliability of the responses in variance units, dim target.
+    units : pandas.DataFrame, optional
+        What is known of the units, indexed by their ids: area, depth, quality ...
+    rdms : mapping of str to xarray.DataArray, optional
+        Published representational dissimilarity matrices by name, with dims
+        ``([subject, session, time,] stimulus, other)``.
     split : mapping, optional
         Published split: ``{"train": ids, "test": ids}``.
     card : mapping, optional
@@ -58,6 +66,8 @@ class Experiment:
     spikes: Mapping[str, np.ndarray] | None = None
     events: pd.DataFrame | None = None
     ceiling: xr.DataArray | None = None
+    units: pd.DataFrame | None = None
+    rdms: Mapping[str, xr.DataArray] | None = None
     split: Mapping[str, Sequence[str]] | None = None
     card: Mapping[str, str] = field(default_factory=dict)
     name: str = "experiment"
@@ -209,6 +219,37 @@ class Experiment:
         return cls(
             stimuli, responses, events=events, card=dict(card or {}), name=name or "experiment"
         )
+
+    def to_nifti(self, values: xr.DataArray, *, fill: float = 0.0) -> nib.Nifti1Image:
+        """Put one value per voxel or parcel of the responses back into a brain image.
+
+        Parameters
+        ----------
+        values : xarray.DataArray
+            Such as a map of scores, dim ``voxel`` or ``parcel``; see `to_image`.
+        fill : float
+            What stands outside.
+
+        Raises
+        ------
+        SchemaError
+            It is not known where the targets lie in a volume.
+        """
+        attrs = {} if self.responses is None else self.responses.attrs
+        if "parcel" in values.dims:
+            if "atlas" not in attrs:
+                raise SchemaError(f"{self.name} has no atlas volume of its parcels.")
+            return parcels_to_image(values, attrs["atlas"], fill=fill)
+        return to_image(values, like=self.responses, fill=fill)
+
+    def to_surface(
+        self, values: xr.DataArray, *, fill: float = float("nan")
+    ) -> dict[str, np.ndarray]:
+        """Put one value per vertex of the responses on the meshes of both hemispheres.
+
+        See `neurodl.io.maps.to_surface`.
+        """
+        return to_surface(values, like=self.responses, fill=fill)
 
     def __repr__(self) -> str:
         """Return a short summary."""

@@ -9,27 +9,23 @@ import numpy as np
 import xarray as xr
 
 from neurodl.datasets.experiment import Experiment
-from neurodl.errors import FileFormatError, MissingFileError, SchemaError, listed
+from neurodl.errors import FileFormatError, SchemaError, listed
 from neurodl.io.images import image_stack
 from neurodl.io.pickles import read_object_arrays
 from neurodl.stimuli import Stimuli
 
 logger = logging.getLogger(__name__)
-FILES = {
-    "kay_images.npz": "https://osf.io/ymnjv/download",
-    "kay_labels.npy": "https://osf.io/r638s/download",
-    "kay_labels_val.npy": "https://osf.io/yqb3e/download",
-}
-IMAGES, *LABELS = FILES
+IMAGES = "kay_images.npz"
+LABELS = ("kay_labels.npy", "kay_labels_val.npy")
 N_LEVELS = 3
 
 
-def load_kay2008(root: str | Path | None = None) -> Experiment:
+def load_kay2008(root: Path) -> Experiment:
     """Open the data of Kay et al. 2008 as published for the Neuromatch Academy.
 
     Parameters
     ----------
-    root : str or Path
+    root : Path
         The folder with ``kay_images.npz`` and, if wanted, ``kay_labels.npy`` and
         ``kay_labels_val.npy``.
 
@@ -45,8 +41,6 @@ def load_kay2008(root: str | Path | None = None) -> Experiment:
 
     Raises
     ------
-    MissingFileError
-        `root` or the file is not there; the message says where to get it.
     FileFormatError, SchemaError
         A file is damaged or holds something else.
 
@@ -55,9 +49,8 @@ def load_kay2008(root: str | Path | None = None) -> Experiment:
     Kay, Naselaris, Prenger & Gallant (2008), Identifying natural images from human brain activity,
     Nature 452.
     """
-    folder = _folder(root)
     found = read_object_arrays(
-        folder / IMAGES,
+        root / IMAGES,
         ["responses", "responses_test", "roi", "roi_names", "stimuli", "stimuli_test"],
     )
     assert isinstance(found, dict)
@@ -66,7 +59,7 @@ def load_kay2008(root: str | Path | None = None) -> Experiment:
     for name, images, rows in zip(("", "_test"), pixels, responses, strict=True):
         if images.ndim != 3 or rows.ndim != 2 or len(images) != len(rows):
             raise SchemaError(
-                f"{folder / IMAGES}: stimuli{name} of shape {images.shape} and responses{name} of "
+                f"{root / IMAGES}: stimuli{name} of shape {images.shape} and responses{name} of "
                 f"shape {rows.shape} are not of the same images."
             )
     ids = [f"train-{number:04d}" for number in range(len(pixels[0]))]
@@ -76,7 +69,7 @@ def load_kay2008(root: str | Path | None = None) -> Experiment:
     black_to_white = float(pixels[0].min()), float(pixels[0].max())
     stacks = [image_stack(one, value_range=black_to_white, name=IMAGES) for one in pixels]
     stimuli = Stimuli.from_arrays(np.concatenate(stacks), names)
-    for name, values in _labels(folder, [len(one) for one in pixels]).items():
+    for name, values in _labels(root, [len(one) for one in pixels]).items():
         stimuli.table[name] = values
     joined = xr.DataArray(
         np.concatenate(responses).astype(np.float32),
@@ -85,19 +78,6 @@ def load_kay2008(root: str | Path | None = None) -> Experiment:
         attrs={"units": "z-scored BOLD amplitude", "subject": "sub-01"},
     )
     return Experiment(stimuli=stimuli, responses=joined, split=split, name="kay2008")
-
-
-def _folder(root: str | Path | None) -> Path:
-    get = "; ".join(f"{name} from {url}" for name, url in FILES.items())
-    if root is None:
-        raise MissingFileError(
-            f"Say where the files of kay2008 are: root='folder'. Get {get}; put them there under "
-            "these names."
-        )
-    folder = Path(root).expanduser()
-    if not (folder / IMAGES).is_file():
-        raise MissingFileError(f"There is no {IMAGES} in {folder}. Get {get}.")
-    return folder
 
 
 def _rois(found: dict[str, np.ndarray], n_voxels: int) -> np.ndarray:

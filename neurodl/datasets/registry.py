@@ -1,20 +1,27 @@
-"""From a name to an experiment, and the cards that say what each dataset is."""
+"""From a name to an experiment."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-import tomllib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from neurodl.datasets.cards import Card, card_folder, subject_number
 from neurodl.datasets.experiment import Experiment
+from neurodl.datasets.fetching import (
+    check_files,
+    data_folder,
+    fetch_files,
+    ready_folder,
+    show_terms,
+)
 from neurodl.datasets.kay2008 import load_kay2008
 from neurodl.datasets.simulated import Simulation, simulate
-from neurodl.errors import MissingFileError, UnknownNameError, did_you_mean
+from neurodl.errors import UnknownNameError, did_you_mean
 from neurodl.responses import select
 
 LOADERS: dict[str, Callable[..., Experiment | Simulation]] = {
@@ -39,13 +46,15 @@ def load_dataset(
     name : str
         One of the names that `list_datasets` lists.
     root : str or Path, optional
-        The folder that holds the dataset's files, for datasets that have files.
+        The folder that holds the dataset's files. By default ``$NEURODL_DATA/name``
+        (``~/neurodl_data/name``), into which what is missing is fetched if it is public.
     subject : int or str, optional
         Which subject, as a number or a label; the first by default.
     roi : str or sequence of str, optional
         Only the targets of these regions.
     **options
-        The dataset's own, such as ``n_images`` and ``seed`` of "simulated"; see `simulate`.
+        The dataset's own, such as ``n_images`` and ``seed`` of "simulated", or ``track`` of
+        "algonauts2021"; see docs/datasets.md.
 
     Returns
     -------
@@ -55,7 +64,11 @@ def load_dataset(
     Raises
     ------
     UnknownNameError
-        There is no such dataset, option or region; near matches are named.
+        There is no such dataset, option, subject or region; near matches are named.
+    MissingFileError
+        Files are missing that cannot be fetched; the message says how to get them.
+    DownloadError
+        Fetching failed; what has arrived is kept and continued by the next call.
 
     Examples
     --------
@@ -63,27 +76,71 @@ def load_dataset(
     >>> dict(experiment.responses.sizes)
     {'presentation': 24, 'voxel': 200}
     """
-    if name not in LOADERS:
-        raise UnknownNameError(
-            f"There is no dataset {name!r}. {did_you_mean(str(name), LOADERS)} Your own files are "
-            "opened by Experiment.from_files(stimuli=..., responses=...)."
-        )
-    given = {key: each for key, each in (("root", root), ("subject", subject)) if each is not None}
-    given |= options
-    loader = LOADERS[name]
-    allowed = list(inspect.signature(loader).parameters)
-    for option in given:
-        if option not in allowed:
-            if option == "root":
-                raise UnknownNameError(f"The dataset {name!r} has no files; leave out `root`.")
-            raise UnknownNameError(
-                f"The dataset {name!r} has no option {option!r}. "
-                f"{did_you_mean(option, [*allowed, 'roi'])}"
-            )
+    card, loader = read_card(name), LOADERS[name]
+    allowed = inspect.signature(loader).parameters
+    _check_options(name, allowed, {"root": root, "subject": subject} | options)
+    given, chosen = dict(options), _chosen(card, loader, subject, roi, options)
+    if subject is not None:
+        given["subject"] = chosen["subject"] if "subject" in card.choices else subject
+    if "root" in allowed:
+        given["root"] = ready_folder(card, root, chosen)
+    selects_roi = "roi" in allowed
+    if selects_roi and roi is not None:
+        given["roi"] = chosen["roi"]
     loaded = loader(**given)
     experiment = loaded.experiment if isinstance(loaded, Simulation) else loaded
-    experiment = dataclasses.replace(experiment, card=dataset_card(name))
-    return experiment if roi is None else _only_roi(experiment, roi)
+    experiment = dataclasses.replace(experiment, card=card.facts)
+    return experiment if roi is None or selects_roi else _only_roi(experiment, chosen["roi"])
+
+
+def fetch_dataset(
+    name: str,
+    *,
+    root: str | Path | None = None,
+    subject: int | str | None = None,
+    roi: str | Iterable[str] | None = None,
+    **options: Any,
+) -> Path:
+    """Fetch what is missing of a dataset's public files, and return its folder.
+
+    Parameters
+    ----------
+    name, root, subject, roi, **options
+        See `load_dataset`; only what these choose is fetched.
+
+    Raises
+    ------
+    DownloadError, MissingFileError, StorageError
+        See `load_dataset`; or there is not enough room.
+    """
+    card, loader = _with_files(name)
+    _check_options(name, inspect.signature(loader).parameters, {"subject": subject} | options)
+    show_terms(card)
+    return fetch_files(card, root, _chosen(card, loader, subject, roi, options))
+
+
+def check_dataset(
+    name: str,
+    root: str | Path | None = None,
+    *,
+    subject: int | str | None = None,
+    roi: str | Iterable[str] | None = None,
+    **options: Any,
+) -> pd.DataFrame:
+    """Compare a folder with a dataset's card; see `check_files` for the table.
+
+    Parameters
+    ----------
+    name, root, subject, roi, **options
+        See `load_dataset`; all subjects by default.
+    """
+    card, loader = _with_files(name)
+    _check_options(name, inspect.signature(loader).parameters, {"subject": subject} | options)
+    chosen = _chosen(card, loader, subject, roi, options)
+    if subject is None:
+        chosen.pop("subject", None)
+    folder = data_folder() / name if root is None else Path(root).expanduser()
+    return check_files(card, folder, chosen)
 
 
 def list_datasets() -> pd.DataFrame:
@@ -117,27 +174,63 @@ def dataset_card(name: str) -> dict[str, str]:
     >>> dataset_card("simulated")["licence"]
     'CC0-1.0'
     """
+    return read_card(name).facts
+
+
+def read_card(name: str) -> Card:
+    """Return a dataset's card with its files; see `dataset_card`."""
     if name not in LOADERS:
-        raise UnknownNameError(f"There is no dataset {name!r}. {did_you_mean(str(name), LOADERS)}")
-    path = _card_folder() / f"{name}.toml"
-    if not path.is_file():
-        raise MissingFileError(f"The card {path} is missing; install neurodl again.")
-    card = tomllib.loads(path.read_text(encoding="utf-8"))
-    return {key: str(value).strip() for key, value in card.items()}
+        raise UnknownNameError(
+            f"There is no dataset {name!r}. {did_you_mean(str(name), LOADERS)} Your own files are "
+            "opened by Experiment.from_files(stimuli=..., responses=...)."
+        )
+    return Card.read(card_folder() / f"{name}.toml")
 
 
-def _card_folder() -> Path:
-    """Return where the cards are: inside an installed package, or beside it in a checkout."""
-    here = Path(__file__)
-    packaged = here.parent / "cards"
-    return packaged if packaged.is_dir() else here.parents[2] / "datasets"
+def _with_files(name: str) -> tuple[Card, Callable[..., Any]]:
+    """Return the card and the loader of a dataset that has files."""
+    card = read_card(name)
+    if not card.files():
+        raise UnknownNameError(f"The dataset {name!r} has no files: it is made, not fetched.")
+    return card, LOADERS[name]
 
 
-def _only_roi(experiment: Experiment, roi: str | Iterable[str]) -> Experiment:
+def _check_options(name: str, allowed: Iterable[str], given: dict[str, Any]) -> None:
+    """Raise if an option says nothing to this dataset."""
+    for option in (key for key, value in given.items() if value is not None):
+        if option not in allowed:
+            if option == "root":
+                raise UnknownNameError(f"The dataset {name!r} has no files; leave out `root`.")
+            raise UnknownNameError(
+                f"The dataset {name!r} has no option {option!r}. "
+                f"{did_you_mean(option, [*allowed, 'roi'])}"
+            )
+
+
+def _chosen(
+    card: Card,
+    loader: Callable[..., Any],
+    subject: int | str | None,
+    roi: str | Iterable[str] | None,
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """Return what is chosen of a dataset, with the defaults of its loader."""
+    parameters = inspect.signature(loader).parameters.values()
+    defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
+    chosen = {key: value for key, value in (defaults | options).items() if value is not None}
+    if "subject" in card.choices:
+        subjects = card.choices["subject"]
+        number = subjects[0] if subject is None else subject
+        chosen["subject"] = subject_number(number) if isinstance(subjects[0], int) else str(number)
+    if roi is not None:
+        chosen["roi"] = card.united([roi] if isinstance(roi, str) else list(roi))
+    return chosen
+
+
+def _only_roi(experiment: Experiment, names: list[str]) -> Experiment:
     """Return the experiment with the targets of some regions."""
     if experiment.responses is None:
         raise ValueError(f"{experiment.name} has no responses, so `roi` selects nothing.")
-    names = [roi] if isinstance(roi, str) else list(roi)
     responses = select(experiment.responses, roi=names)
     ceiling = experiment.ceiling
     if ceiling is not None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import neurodl as ndl
-from neurodl.errors import FileFormatError, MissingFileError, SchemaError
+from neurodl.errors import DownloadError, FileFormatError, MissingFileError, SchemaError
 
 ROIS = ["Other", "V1", "V2", "V3", "V3A", "V3B", "V4", "LatOcc"]
 N_TRAIN, N_TEST, N_VOXELS = 12, 5, 40
@@ -88,10 +88,12 @@ def test_labels_are_optional_but_never_of_other_images(published, caplog):
     assert "label" not in table and "no labels: 'kay_labels.npy' is not in" in caplog.text
 
 
-def test_files_that_are_not_there_say_where_to_get_them(tmp_path):
-    for options in ({}, {"root": tmp_path}):
-        with pytest.raises(MissingFileError, match=r"kay_images\.npz from https://osf\.io/ymnjv"):
-            ndl.load_dataset("kay2008", **options)
+def test_files_that_are_not_there_say_where_to_get_them(tmp_path, monkeypatch):
+    with pytest.raises(MissingFileError, match=r"kay_images\.npz from https://osf\.io/ymnjv"):
+        ndl.load_dataset("kay2008", root=tmp_path)
+    monkeypatch.setenv("NEURODL_OFFLINE", "1")
+    with pytest.raises(DownloadError, match=r"fetch it from https://osf\.io/ymnjv"):
+        ndl.load_dataset("kay2008")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from neurodl.datasets import dataset_card, list_datasets, load_dataset, registry, simulate
+from neurodl.datasets import cards, dataset_card, list_datasets, load_dataset, registry, simulate
 from neurodl.errors import MissingFileError, UnknownNameError
 
 SMALL: dict[str, Any] = {"n_images": 6, "n_repeats": 2, "n_runs": 2, "image_size": 64}
@@ -71,8 +71,8 @@ def test_cards_are_found_in_a_checkout_and_in_a_wheel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cards packed inside the package come first; a missing one is an error that says so."""
-    module = tmp_path / "neurodl" / "datasets" / "registry.py"
-    monkeypatch.setattr(registry, "__file__", str(module))
+    module = tmp_path / "neurodl" / "datasets" / "cards.py"
+    monkeypatch.setattr(cards, "__file__", str(module))
     checkout, wheel = tmp_path / "datasets", module.parent / "cards"
     for folder, licence in ((checkout, "of the checkout"), (wheel, "of the wheel")):
         folder.mkdir(parents=True)
