@@ -30,6 +30,8 @@ class CardFile:
     sha256 : str or None
     optional : bool
         The rest can be used without it.
+    instead : str
+        Another name under which it is published.
     """
 
     path: str
@@ -37,13 +39,16 @@ class CardFile:
     size: int | None = None
     sha256: str | None = None
     optional: bool = False
+    instead: str = ""
 
     def found(self, folder: Path) -> list[Path]:
         """Return the files in `folder` that this is, none if it is missing."""
-        if "*" in self.path:
-            return sorted(path for path in folder.glob(self.path) if path.is_file())
-        path = folder / self.path
-        return [path] if path.is_file() else []
+        for name in (self.path, self.instead):
+            paths = sorted(folder.glob(name)) if "*" in name else [folder / name]
+            found = [path for path in paths if path.is_file()]
+            if found:
+                return found
+        return []
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,7 @@ class Card:
         for entry in entries:
             if any(not set(options[key]) & set(of) for key, of in entry.get("only", {}).items()):
                 continue
-            texts = [entry["path"], *entry.get("urls", ())]
+            texts = [entry["path"], entry.get("instead", ""), *entry.get("urls", ())]
             names = sorted({name for text in texts for name in placeholders(text)})
             limits = entry.get("only", {})
             ranges = [
@@ -122,13 +127,14 @@ class Card:
             ]
             for values in itertools.product(*ranges):
                 filled = dict(zip(names, values, strict=True))
-                path, *urls = (text.format_map(filled) for text in texts)
+                path, instead, *urls = (text.format_map(filled) for text in texts)
                 found[path] = CardFile(
                     path,
                     tuple(urls),
                     entry.get("size"),
                     entry.get("sha256"),
                     entry.get("optional", False),
+                    instead,
                 )
         return list(found.values())
 

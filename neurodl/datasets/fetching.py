@@ -54,6 +54,7 @@ def ready_folder(card: Card, root: str | Path | None, chosen: Mapping[str, Any])
     folder = Path(root).expanduser()
     if not folder.is_dir():
         raise MissingFileError(f"The folder {folder} does not exist. {how_to_get(card, folder)}")
+    folder = _top(card, folder)
     _require(card, folder, chosen)
     return folder
 
@@ -142,6 +143,14 @@ def how_to_get(card: Card, folder: Path) -> str:
         f"How to get {name}: {'; '.join(parts) or card.facts['access']}. {steps} {by_hand}"
         f"Put the files into {folder} under their published names, or say root='folder'."
     ).replace("  ", " ")
+
+
+def _top(card: Card, folder: Path) -> Path:
+    """Return the folder above, where the published top folder itself was given."""
+    tops = {file.path.split("/")[0] for file in card.files() if "/" in file.path}
+    resolved = folder.resolve()
+    given = resolved.name in tops and not any((resolved / top).exists() for top in tops)
+    return resolved.parent if given else folder
 
 
 def _require(card: Card, folder: Path, chosen: Mapping[str, Any]) -> None:

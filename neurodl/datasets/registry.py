@@ -10,6 +10,8 @@ from typing import Any
 
 import pandas as pd
 
+from neurodl.datasets.algonauts2021 import load_algonauts2021
+from neurodl.datasets.bold_moments import load_bold_moments
 from neurodl.datasets.cards import Card, card_folder, subject_number
 from neurodl.datasets.experiment import Experiment
 from neurodl.datasets.fetching import (
@@ -25,6 +27,8 @@ from neurodl.errors import UnknownNameError, did_you_mean
 from neurodl.responses import select
 
 LOADERS: dict[str, Callable[..., Experiment | Simulation]] = {
+    "algonauts2021": load_algonauts2021,
+    "bold_moments": load_bold_moments,
     "kay2008": load_kay2008,
     "simulated": simulate,
 }
