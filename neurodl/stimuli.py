@@ -14,6 +14,7 @@ from neurodl.io.images import (
     IMAGE_SUFFIXES,
     ArrayImage,
     ImageFile,
+    StoredImage,
     ZippedImage,
     find_images,
     image_stack,
@@ -28,7 +29,7 @@ from neurodl.io.video import (
     sliding_clips,
 )
 
-Source = ImageFile | ZippedImage | ArrayImage | VideoFile | MovieClip
+Source = ImageFile | ZippedImage | ArrayImage | StoredImage | VideoFile | MovieClip
 TABLE_SUFFIXES = (".tsv", ".csv")
 ARRAY_SUFFIXES = (".npz", ".npy")
 

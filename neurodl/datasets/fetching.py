@@ -132,8 +132,11 @@ def how_to_get(card: Card, folder: Path) -> str:
     name = card.facts["name"]
     sources = [file for file in (*card.files(), *card.archives()) if file.urls]
     parts = []
+    command = f"`neurodl datasets fetch {name} --root {folder}`"
     if sources:
-        parts.append(f"`neurodl datasets fetch {name} --root {folder}` fetches what is public")
+        parts.append(f"{command} fetches what is public")
+    elif card.archives():
+        parts.append(f"{command} unpacks archives that are there")
     if "form" in card.facts:
         parts.append(f"access is given by {card.facts['form']}")
     steps = card.facts.get("steps", "")

@@ -11,6 +11,8 @@ from typing import Any
 import pandas as pd
 
 from neurodl.datasets.algonauts2021 import load_algonauts2021
+from neurodl.datasets.algonauts2023 import load_algonauts2023
+from neurodl.datasets.algonauts2025 import load_algonauts2025
 from neurodl.datasets.bold_moments import load_bold_moments
 from neurodl.datasets.cards import Card, card_folder, subject_number
 from neurodl.datasets.experiment import Experiment
@@ -22,6 +24,7 @@ from neurodl.datasets.fetching import (
     show_terms,
 )
 from neurodl.datasets.kay2008 import load_kay2008
+from neurodl.datasets.nsd import load_nsd
 from neurodl.datasets.simulated import Simulation, simulate
 from neurodl.errors import UnknownNameError, did_you_mean
 from neurodl.responses import select
@@ -30,6 +33,9 @@ LOADERS: dict[str, Callable[..., Experiment | Simulation]] = {
     "algonauts2021": load_algonauts2021,
     "bold_moments": load_bold_moments,
     "kay2008": load_kay2008,
+    "algonauts2023": load_algonauts2023,
+    "nsd": load_nsd,
+    "algonauts2025": load_algonauts2025,
     "simulated": simulate,
 }
 COLUMNS = ("modality", "description", "licence", "access", "n_subjects", "size")

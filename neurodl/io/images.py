@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from neurodl.errors import FileFormatError, MissingFileError, listed
+from neurodl.io.hdf5 import open_hdf5, stored
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".ppm", ".pgm")
 # RuntimeError: the member is encrypted, or compressed in a way that Python does not know.
@@ -102,6 +103,35 @@ class ArrayImage:
         if image.shape[-1] == 4:
             return _flatten_alpha(Image.fromarray(image, "RGBA"))
         return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """One image of a stack in an HDF5 file, shape (n_images, height, width, 3), uint8."""
+
+    path: Path
+    key: str
+    index: int
+
+    @property
+    def name(self) -> str:
+        """Where the image is, for error messages."""
+        return f"{self.path}!{self.key}[{self.index}]"
+
+    def sha256(self) -> str:
+        """Return the hash of the image's values and shape."""
+        image = self.decode()
+        return hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).hexdigest()
+
+    def decode(self) -> np.ndarray:
+        """Return the image, shape (height, width, 3), uint8 RGB."""
+        with open_hdf5(self.path) as file:
+            image = stored(file, self.key)[self.index]
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise FileFormatError(
+                f"{self.name} is {image.dtype} of shape {image.shape}; expected uint8 RGB."
+            )
+        return np.ascontiguousarray(image)
 
 
 def _open_zip(path: Path) -> zipfile.ZipFile:

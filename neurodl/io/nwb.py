@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from neurodl.errors import FileFormatError, MissingFileError
+from neurodl.io.hdf5 import open_hdf5, stored
 from neurodl.io.plain import open_npz
 
 
@@ -57,17 +57,14 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 
 def _read_nwb(path: Path) -> dict[str, np.ndarray]:
     """Read the units table of the NWB 2 layout, a ragged column, straight from HDF5."""
-    try:
-        with h5py.File(path, "r") as file:
-            columns = {"spike_times", "spike_times_index"}
-            if "units" not in file or not columns <= set(file["units"]):
-                raise FileFormatError(f"{path} has no units table with spike times.")
-            units = file["units"]
-            times = units["spike_times"][:]
-            ends = units["spike_times_index"][:]
-            ids = units["id"][:] if "id" in units else np.arange(len(ends))
-    except OSError as error:
-        raise FileFormatError(f"Cannot read {path} as NWB (HDF5): {error}") from error
+    with open_hdf5(path) as file:
+        columns = {"spike_times", "spike_times_index"}
+        if "units" not in file or not columns <= set(file["units"]):
+            raise FileFormatError(f"{path} has no units table with spike times.")
+        times = stored(file, "units/spike_times")[:]
+        ends = stored(file, "units/spike_times_index")[:]
+        has_ids = "id" in file["units"]
+        ids = stored(file, "units/id")[:] if has_ids else np.arange(len(ends))
     if len(ids) != len(ends) or (len(ends) and ends[-1] != len(times)):
         raise FileFormatError(
             f"The units table of {path} is inconsistent: {len(ids)} ids, {len(ends)} units and "

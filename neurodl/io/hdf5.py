@@ -1,0 +1,116 @@
+"""HDF5 files and MATLAB files of others: what they hold themselves, and in one orientation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from neurodl.errors import FileFormatError, MissingFileError, NeurodlError, listed
+
+MOST_LINKS = 8  # one after the other; more are a circle
+DAMAGED = (OSError, ValueError, TypeError, KeyError, IndexError, NotImplementedError, EOFError)
+
+
+@contextmanager
+def open_hdf5(path: str | Path) -> Iterator[h5py.File]:
+    """Open an HDF5 file to read.
+
+    Raises
+    ------
+    MissingFileError, FileFormatError
+        It does not exist; it is damaged or none, also where that shows later in the block.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(f"The file {path} does not exist.")
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except OSError as error:
+        if isinstance(error, NeurodlError):
+            raise
+        raise FileFormatError(f"Cannot read {path} as HDF5: {error}") from error
+
+
+def stored(file: h5py.File, name: str) -> h5py.Dataset:
+    """Return a dataset that lies in the file itself.
+
+    Raises
+    ------
+    FileFormatError
+        There is none of this name; or it, or a group above it, lies in another file.
+    """
+    where = f"{file.filename}: {name!r}"
+    found = _followed(file, name, where)
+    if not isinstance(found, h5py.Dataset):
+        raise FileFormatError(f"{where} is a group, not an array.")
+    elsewhere = found.is_virtual and any(s.file_name != "." for s in found.virtual_sources())
+    if found.external or elsewhere:
+        raise FileFormatError(f"{where} has its values in another file, which is not read.")
+    return found
+
+
+def _followed(file: h5py.File, path: str, where: str, n_links: int = 0) -> Any:
+    """Return what a path leads to, through soft links but never out of the file."""
+    found: Any = file
+    for part in path.strip("/").split("/"):
+        link = found.get(part, getlink=True) if isinstance(found, h5py.Group) else None
+        if link is None:
+            raise FileFormatError(f"{where} is not there; there are {listed(file, 20)}.")
+        if isinstance(link, h5py.ExternalLink) or n_links > MOST_LINKS:
+            raise FileFormatError(f"{where} is a link out of the file, which is not followed.")
+        if isinstance(link, h5py.SoftLink):
+            target = link.path if link.path.startswith("/") else f"{found.name}/{link.path}"
+            found = _followed(file, target, where, n_links + 1)
+        else:
+            found = found[part]
+    return found
+
+
+def read_mat(path: str | Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return arrays of a MATLAB file, of the same shape whichever version wrote it.
+
+    Parameters
+    ----------
+    path : str or Path
+        Version 4 to 7, or 7.3, which is HDF5.
+    names : sequence of str
+        The variables.
+
+    Returns
+    -------
+    dict of str to numpy.ndarray
+        Of the shape that MATLAB shows: files of version 7.3 hold it reversed, which is undone.
+
+    Raises
+    ------
+    MissingFileError, FileFormatError
+        The file or a variable is not there; or it is damaged or no array of numbers.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(f"The file {path} does not exist.")
+    if h5py.is_hdf5(path):
+        with open_hdf5(path) as file:
+            arrays = {name: np.transpose(stored(file, name)[()]) for name in names}
+    else:
+        import scipy.io
+
+        try:
+            found = scipy.io.loadmat(path, variable_names=list(names))
+            there = [name for name, _, _ in scipy.io.whosmat(path)]
+        except DAMAGED as error:
+            raise FileFormatError(f"Cannot read {path} as a MATLAB file: {error}") from error
+        missing = [name for name in names if name not in found]
+        if missing:
+            raise FileFormatError(f"{path} lacks {listed(missing)}; it holds {listed(there, 20)}.")
+        arrays = {name: np.asarray(found[name]) for name in names}
+    for name, array in arrays.items():
+        if array.dtype.kind not in "biufc":
+            raise FileFormatError(f"{path}: {name!r} is no array of numbers ({array.dtype}).")
+    return arrays
