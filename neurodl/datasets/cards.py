@@ -146,7 +146,9 @@ class Card:
         given = [given] if isinstance(given, (str, int)) else list(given)
         unknown = [one for one in given if one not in options]
         if unknown:
-            near = did_you_mean(str(unknown[0]), [*map(str, options), *self.unions])
+            near = self.facts.get(f"which_{name}") or did_you_mean(
+                str(unknown[0]), [*map(str, options), *self.unions]
+            )
             raise UnknownNameError(f"{self.facts['name']} has no {name} {listed(unknown)}. {near}")
         return given
 

@@ -17,7 +17,7 @@ from neurodl.errors import PairingError, SchemaError, listed
 from neurodl.io.arrays import read_responses
 from neurodl.io.bids import read_bids
 from neurodl.io.events import read_events
-from neurodl.io.maps import parcels_to_image, to_surface
+from neurodl.io.maps import parcels_to_image, parcels_to_surface, to_surface
 from neurodl.io.nifti import to_image
 from neurodl.responses import single_trial_betas, stack_repeats, zscore_runs
 from neurodl.schema import check_responses, sample_dim, sample_ids
@@ -245,10 +245,20 @@ class Experiment:
     def to_surface(
         self, values: xr.DataArray, *, fill: float = float("nan")
     ) -> dict[str, np.ndarray]:
-        """Put one value per vertex of the responses on the meshes of both hemispheres.
+        """Put one value per vertex or parcel of the responses on the meshes of both hemispheres.
 
         See `neurodl.io.maps.to_surface`.
+
+        Raises
+        ------
+        SchemaError
+            It is not known where the targets lie on a surface.
         """
+        attrs = {} if self.responses is None else self.responses.attrs
+        if "parcel" in values.dims:
+            if "surface_atlas" not in attrs:
+                raise SchemaError(f"{self.name} has no surface atlas of its parcels.")
+            return parcels_to_surface(values, attrs["surface_atlas"], fill=fill)
         return to_surface(values, like=self.responses, fill=fill)
 
     def __repr__(self) -> str:

@@ -23,8 +23,13 @@ from neurodl.datasets.fetching import (
     ready_folder,
     show_terms,
 )
+from neurodl.datasets.fslcourse import load_fslcourse
+from neurodl.datasets.haxby2001 import load_haxby2001
+from neurodl.datasets.hcp import load_hcp_behavior, load_hcp_rest, load_hcp_task
+from neurodl.datasets.hcp_retino import load_hcp_retino
 from neurodl.datasets.kay2008 import load_kay2008
 from neurodl.datasets.nsd import load_nsd
+from neurodl.datasets.rdms import load_bonner2017, load_cichy2014
 from neurodl.datasets.simulated import Simulation, simulate
 from neurodl.errors import UnknownNameError, did_you_mean
 from neurodl.responses import select
@@ -36,6 +41,14 @@ LOADERS: dict[str, Callable[..., Experiment | Simulation]] = {
     "algonauts2023": load_algonauts2023,
     "nsd": load_nsd,
     "algonauts2025": load_algonauts2025,
+    "hcp_behavior": load_hcp_behavior,
+    "hcp_rest": load_hcp_rest,
+    "hcp_task": load_hcp_task,
+    "fslcourse": load_fslcourse,
+    "hcp_retino": load_hcp_retino,
+    "haxby2001": load_haxby2001,
+    "bonner2017": load_bonner2017,
+    "cichy2014": load_cichy2014,
     "simulated": simulate,
 }
 COLUMNS = ("modality", "description", "licence", "access", "n_subjects", "size")
@@ -230,7 +243,7 @@ def _chosen(
     chosen = {key: value for key, value in (defaults | options).items() if value is not None}
     if "subject" in card.choices:
         subjects = card.choices["subject"]
-        number = subjects[0] if subject is None else subject
+        number = chosen.get("subject", subjects[0]) if subject is None else subject
         chosen["subject"] = subject_number(number) if isinstance(subjects[0], int) else str(number)
     if roi is not None:
         chosen["roi"] = card.united([roi] if isinstance(roi, str) else list(roi))

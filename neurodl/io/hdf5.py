@@ -100,11 +100,12 @@ def read_mat(path: str | Path, names: Sequence[str]) -> dict[str, np.ndarray]:
             arrays = {name: np.transpose(stored(file, name)[()]) for name in names}
     else:
         import scipy.io
+        from scipy.io.matlab import MatReadError
 
         try:
             found = scipy.io.loadmat(path, variable_names=list(names))
             there = [name for name, _, _ in scipy.io.whosmat(path)]
-        except DAMAGED as error:
+        except (*DAMAGED, MatReadError) as error:
             raise FileFormatError(f"Cannot read {path} as a MATLAB file: {error}") from error
         missing = [name for name in names if name not in found]
         if missing:

@@ -9,8 +9,8 @@ import numpy as np
 import xarray as xr
 
 from neurodl.errors import MissingFileError, SchemaError
+from neurodl.io.plain import load_array
 from neurodl.io.volumes import open_image
-from neurodl.schema import target_dim
 
 HEMISPHERES = ("left", "right")
 
@@ -117,11 +117,46 @@ def parcels_to_image(
     return nib.Nifti1Image(painted.astype(np.float32), image.affine)
 
 
-def where_targets_lie(array: xr.DataArray) -> str:
-    """Return what says where the targets lie: "volume", "surface", "atlas" or "nowhere"."""
-    target = target_dim(array)
-    if target == "vertex" and {"hemisphere", "node"} <= set(array.coords):
-        return "surface"
-    if target == "parcel" and "label" in array.coords:
-        return "atlas"
-    return "volume" if set("ijk") <= set(array.coords) else "nowhere"
+def parcels_to_surface(
+    values: xr.DataArray, atlas: str | Path, *, fill: float = float("nan")
+) -> dict[str, np.ndarray]:
+    """Give each node of a surface the value of its parcel.
+
+    Parameters
+    ----------
+    values : xarray.DataArray, dim ``parcel``
+        With the coord label, the place of the parcel among all, from 1.
+    atlas : path
+        An npz file with the places, from 0, of the parcels of the nodes of the left and the right
+        hemisphere: ``labels_L`` and ``labels_R``.
+    fill : float
+        What stands at nodes of other parcels.
+
+    Returns
+    -------
+    dict of str to numpy.ndarray
+        As `to_surface`.
+
+    Raises
+    ------
+    SchemaError, FileFormatError
+        There is no coord label; the atlas cannot be read or lacks an array.
+    """
+    if values.dims != ("parcel",) or "label" not in values.coords:
+        raise SchemaError(
+            "A surface of parcels is made from an array with the dim ('parcel',) and the coord "
+            f"label; this one has dims {tuple(values.dims)}."
+        )
+    path = Path(atlas)
+    nodes = {
+        side: load_array(path, key, what="labels")[0].astype(int).ravel()
+        for side, key in zip(HEMISPHERES, ("labels_L", "labels_R"), strict=True)
+    }
+    labels = values["label"].values.astype(int) - 1
+    size = max([int(labels.max()), *(int(one.max()) for one in nodes.values())]) + 1
+    by_place = np.full(size, fill, np.float32)
+    by_place[labels] = values.values
+    return {
+        side: np.where(places >= 0, by_place[places], np.float32(fill))
+        for side, places in nodes.items()
+    }
