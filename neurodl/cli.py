@@ -154,12 +154,14 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     return parser, dict(commands.choices)
 
 
-def _assignment(text: str) -> tuple[str, str]:
-    """Return the two sides of KEY=VALUE."""
+def _assignment(text: str) -> tuple[str, Any]:
+    """Return the two sides of KEY=VALUE; numbers, true and false are taken as such."""
     key, sign, value = text.partition("=")
     if not sign:
         raise argparse.ArgumentTypeError(f"must be KEY=VALUE, but got {text!r}")
-    return key, value
+    if value in ("true", "false"):
+        return key, value == "true"
+    return key, int(value) if value.isdigit() else value
 
 
 def _count(text: str) -> float:

@@ -48,6 +48,8 @@ class Experiment:
     rdms : mapping of str to xarray.DataArray, optional
         Published representational dissimilarity matrices by name, with dims
         ``([subject, session, time,] stimulus, other)``.
+    features : mapping of str to xarray.DataArray, optional
+        Published features by name, such as the motion of the animal's face.
     split : mapping, optional
         Published split: ``{"train": ids, "test": ids}``.
     card : mapping, optional
@@ -68,6 +70,7 @@ class Experiment:
     ceiling: xr.DataArray | None = None
     units: pd.DataFrame | None = None
     rdms: Mapping[str, xr.DataArray] | None = None
+    features: Mapping[str, xr.DataArray] | None = None
     split: Mapping[str, Sequence[str]] | None = None
     card: Mapping[str, str] = field(default_factory=dict)
     name: str = "experiment"

@@ -13,6 +13,7 @@ import pandas as pd
 from neurodl.datasets.algonauts2021 import load_algonauts2021
 from neurodl.datasets.algonauts2023 import load_algonauts2023
 from neurodl.datasets.algonauts2025 import load_algonauts2025
+from neurodl.datasets.allen_vb2p import load_allen_vb2p
 from neurodl.datasets.bold_moments import load_bold_moments
 from neurodl.datasets.cards import Card, card_folder, subject_number
 from neurodl.datasets.experiment import Experiment
@@ -31,6 +32,12 @@ from neurodl.datasets.kay2008 import load_kay2008
 from neurodl.datasets.nsd import load_nsd
 from neurodl.datasets.rdms import load_bonner2017, load_cichy2014
 from neurodl.datasets.simulated import Simulation, simulate
+from neurodl.datasets.steinmetz2019 import load_steinmetz2019
+from neurodl.datasets.stringer import (
+    load_stringer_images,
+    load_stringer_orientations,
+    load_stringer_spontaneous,
+)
 from neurodl.errors import UnknownNameError, did_you_mean
 from neurodl.responses import select
 
@@ -49,6 +56,11 @@ LOADERS: dict[str, Callable[..., Experiment | Simulation]] = {
     "haxby2001": load_haxby2001,
     "bonner2017": load_bonner2017,
     "cichy2014": load_cichy2014,
+    "steinmetz2019": load_steinmetz2019,
+    "allen_vb2p": load_allen_vb2p,
+    "stringer_images": load_stringer_images,
+    "stringer_orientations": load_stringer_orientations,
+    "stringer_spontaneous": load_stringer_spontaneous,
     "simulated": simulate,
 }
 COLUMNS = ("modality", "description", "licence", "access", "n_subjects", "size")

@@ -80,7 +80,7 @@ def read_mat(path: str | Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     path : str or Path
         Version 4 to 7, or 7.3, which is HDF5.
     names : sequence of str
-        The variables.
+        The variables; "stim.resp" is the field resp of the struct stim.
 
     Returns
     -------
@@ -97,21 +97,37 @@ def read_mat(path: str | Path, names: Sequence[str]) -> dict[str, np.ndarray]:
         raise MissingFileError(f"The file {path} does not exist.")
     if h5py.is_hdf5(path):
         with open_hdf5(path) as file:
-            arrays = {name: np.transpose(stored(file, name)[()]) for name in names}
+            arrays = {
+                name: np.transpose(stored(file, name.replace(".", "/"))[()]) for name in names
+            }
     else:
         import scipy.io
         from scipy.io.matlab import MatReadError
 
         try:
-            found = scipy.io.loadmat(path, variable_names=list(names))
+            top = list(dict.fromkeys(name.split(".")[0] for name in names))
+            found = scipy.io.loadmat(path, variable_names=top)
             there = [name for name, _, _ in scipy.io.whosmat(path)]
         except (*DAMAGED, MatReadError) as error:
             raise FileFormatError(f"Cannot read {path} as a MATLAB file: {error}") from error
-        missing = [name for name in names if name not in found]
-        if missing:
-            raise FileFormatError(f"{path} lacks {listed(missing)}; it holds {listed(there, 20)}.")
-        arrays = {name: np.asarray(found[name]) for name in names}
+        arrays = {}
+        for name in names:
+            value = _field(found, name.split("."))
+            if value is None:
+                raise FileFormatError(f"{path} lacks {name!r}; it holds {listed(there, 20)}.")
+            arrays[name] = np.asarray(value)
     for name, array in arrays.items():
         if array.dtype.kind not in "biufc":
             raise FileFormatError(f"{path}: {name!r} is no array of numbers ({array.dtype}).")
     return arrays
+
+
+def _field(content: dict[str, Any], parts: Sequence[str]) -> Any:
+    """Return a variable, or a field of a struct of one element; None where there is none."""
+    value: Any = content.get(parts[0])
+    for part in parts[1:]:
+        names = getattr(getattr(value, "dtype", None), "names", None) or ()
+        if part not in names or np.size(value) != 1:
+            return None
+        value = np.ravel(value)[0][part]
+    return value

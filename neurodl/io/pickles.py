@@ -19,6 +19,8 @@ from neurodl.errors import FileFormatError, MissingFileError, NeurodlError, list
 
 ENCODING = "latin1"  # of strings in pickles of Python 2, in which arrays' bytes are strings
 PLAIN_KINDS = "biufcSUOMm"
+DEPTH_OF_ELEMENTS = 2  # marks that are open where an array's list of elements is read
+SHARED = 64  # bytes; Python keeps one of some short ones, which pickles then refer to
 DAMAGED = (
     pickle.UnpicklingError,
     EOFError,
@@ -99,13 +101,67 @@ def read_object_arrays(
         raise FileFormatError(f"Cannot read {path}: {error}") from error
 
 
+def read_one_object(path: str | Path, name: str, index: int) -> Any:
+    """Return one element of an array of dicts in an npz file, without keeping the others.
+
+    Memory for the largest two elements is needed, not for all; it takes longer than to read all.
+
+    Parameters
+    ----------
+    path : str or Path
+    name : str
+        Of the array.
+    index : int
+        Of the element.
+
+    Raises
+    ------
+    MissingFileError, FileFormatError
+        As `read_object_arrays`; or there is no such element.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(f"The file {path} does not exist.")
+    where = f"{path}!{name}"
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
+            shape, _, dtype = _header(file)
+            if not dtype.hasobject or len(shape) != 1 or not 0 <= index < shape[0]:
+                raise FileFormatError(f"{where} of shape {shape} has no object {index}.")
+            found = _OnlyOne(file, where, index).load()
+    except _Dropped:  # elements share arrays
+        arrays = read_object_arrays(path, [name])
+        assert isinstance(arrays, dict)
+        found = arrays[name]
+    except NeurodlError:
+        raise
+    except DAMAGED as error:
+        raise FileFormatError(f"Cannot read {where}: {error}") from error
+    return np.asarray(found, dtype=object)[index]
+
+
+def n_objects(path: str | Path, name: str) -> int:
+    """Return the length of an array in an npz file from its header; see `read_one_object`."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
+            return int(_header(file)[0][0])
+    except DAMAGED as error:
+        raise FileFormatError(f"Cannot read {path}!{name}: {error}") from error
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    form = np.lib.format
+    version = form.read_magic(file)
+    read_header = {(1, 0): form.read_array_header_1_0, (2, 0): form.read_array_header_2_0}
+    if version not in read_header:
+        raise ValueError(f"arrays of format {version} are not read")
+    return read_header[version](file)
+
+
 def _array(file: IO[bytes], name: str) -> np.ndarray:
     """Return an array in numpy's format."""
-    form = np.lib.format
     try:
-        version = form.read_magic(file)
-        read_header = {(1, 0): form.read_array_header_1_0, (2, 0): form.read_array_header_2_0}
-        shape, fortran, dtype = read_header[version](file)
+        shape, fortran, dtype = _header(file)
         if dtype.hasobject:
             found = np.asarray(_unpickled(file, name), dtype=object)
             if found.size != np.prod(shape):
@@ -132,12 +188,10 @@ def _unpickled(file: IO[bytes], name: str) -> Any:
         )
 
 
-class _Plain(pickle.Unpickler):
-    """An unpickler that makes plain data only."""
+class _Rules:
+    """What an unpickler may make."""
 
-    def __init__(self, file: IO[bytes], name: str) -> None:
-        super().__init__(file, encoding=ENCODING)
-        self._name = name
+    _name: str
 
     def find_class(self, module: str, name: str) -> Any:
         """Return what makes plain data of this name."""
@@ -151,6 +205,74 @@ class _Plain(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> Any:
         """Refuse references to something outside the file."""
         raise FileFormatError(f"{self._name} refers to something outside the file.")
+
+
+class _Plain(_Rules, pickle.Unpickler):
+    """An unpickler that makes plain data only."""
+
+    def __init__(self, file: IO[bytes], name: str) -> None:
+        super().__init__(file, encoding=ENCODING)
+        self._name = name
+
+
+class _Dropped(Exception):
+    """Something that was thrown away is referred to again."""
+
+
+class _Memo(dict[int, Any]):
+    """What a pickle may refer to again."""
+
+    def __getitem__(self, key: int) -> Any:
+        found = super().__getitem__(key)
+        if found is _Dropped:
+            raise _Dropped
+        return found
+
+
+class _OnlyOne(_Rules, pickle._Unpickler):  # type: ignore[misc]
+    """An unpickler, in Python, of an array of dicts that empties all but one once it is read."""
+
+    dispatch = dict(pickle._Unpickler.dispatch)
+    stack: list[Any]
+    metastack: list[Any]
+
+    def __init__(self, file: IO[bytes], name: str, index: int) -> None:
+        super().__init__(file, encoding=ENCODING)
+        self._name, self._index = name, index
+        self._n_read, self._n_known = 0, 0
+        self._current: dict[Any, Any] | None = None
+
+    def load(self) -> Any:
+        """Return the array, with empty dicts at all places but one."""
+        self.memo = _Memo()
+        return super().load()
+
+    def load_setitems(self) -> None:
+        """Fill a dict; drop it if it is a whole element of the array, but not the wanted one."""
+        fill: Any = pickle._Unpickler.dispatch[pickle.SETITEMS[0]]
+        fill(self)
+        filled = self.stack[-1]
+        if len(self.metastack) != DEPTH_OF_ELEMENTS or type(filled) is not dict:
+            return
+        if filled is not self._current:
+            self._current, self._n_read = filled, self._n_read + 1
+        if self._n_read - 1 != self._index:
+            filled.clear()
+            for key in range(self._n_known, len(self.memo)):
+                if self._is_large(self.memo.get(key)):
+                    self.memo[key] = _Dropped
+        self._n_known = len(self.memo)
+
+    @staticmethod
+    def _is_large(value: Any) -> bool:
+        """Return whether something may hold what was read; a tuple may be an array's content."""
+        if isinstance(value, tuple):
+            return bool(value) and isinstance(value[-1], (bytes, list))
+        return isinstance(value, (np.ndarray, list)) or (
+            isinstance(value, bytes) and len(value) > SHARED
+        )
+
+    dispatch[pickle.SETITEMS[0]] = load_setitems  # type: ignore[assignment]
 
 
 class _Maker:

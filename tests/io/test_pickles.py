@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import pickletools
+import tracemalloc
 import zipfile
 from collections import OrderedDict
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from neurodl.errors import FileFormatError, MissingFileError
-from neurodl.io.pickles import read_object_arrays, read_pickle
+from neurodl.io.pickles import n_objects, read_object_arrays, read_one_object, read_pickle
 
 PLAIN = {
     "train": np.arange(24, dtype=np.float32).reshape(2, 3, 4),
@@ -187,3 +188,74 @@ def test_damage_is_named(tmp_path):
         read_pickle(tmp_path / "none.pkl")
     with pytest.raises(MissingFileError, match="none.npz"):
         read_object_arrays(tmp_path / "none.npz")
+
+
+def sessions_of(rng, n=4, size=200_000):
+    return np.array(
+        [
+            {
+                "spks": rng.integers(0, 3, (size // 100, 100), np.int8),
+                "ss": np.array([[rng.random(3), []], [np.array([]), [1.5]]], object),
+                "area": np.array(["VISp", "root"]),
+                "nested": {"a": np.arange(number), "b": {"c": [b"", b"x"]}},
+                "name": "Cori",
+                "n": number,
+                "empty": b"",
+            }
+            for number in range(n)
+        ],
+        object,
+    )
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_one_object_of_many_is_that_object(tmp_path, rng, index):
+    sessions = sessions_of(rng)
+    np.savez(tmp_path / "part.npz", dat=sessions, other=np.arange(3))
+    same(read_one_object(tmp_path / "part.npz", "dat", index), sessions[index])
+    assert n_objects(tmp_path / "part.npz", "dat") == 4
+
+
+def test_one_object_takes_the_memory_of_two_at_most(tmp_path, rng):
+    size = 2_000_000
+    np.savez(tmp_path / "part.npz", dat=sessions_of(rng, 8, size))
+    tracemalloc.start()
+    try:
+        read_one_object(tmp_path / "part.npz", "dat", 3)
+        assert tracemalloc.get_traced_memory()[1] < 4 * size  # bytes and array of two, not of 8
+    finally:
+        tracemalloc.stop()
+
+
+def test_objects_that_share_arrays_are_still_right(tmp_path, rng):
+    shared = rng.random(5000)
+    sessions = np.array([{"x": shared, "n": 0}, {"x": shared, "n": 1}], object)
+    np.savez(tmp_path / "part.npz", dat=sessions)
+    for index in range(2):
+        same(read_one_object(tmp_path / "part.npz", "dat", index), sessions[index])
+
+
+def test_one_object_runs_nothing_either(tmp_path):
+    canary = tmp_path / "canary"
+    for name, content in exploits(canary):
+        header = io.BytesIO()
+        description = {"descr": "|O", "fortran_order": False, "shape": (2,)}
+        np.lib.format.write_array_header_1_0(header, description)
+        with zipfile.ZipFile(tmp_path / "part.npz", "w") as archive:
+            archive.writestr("dat.npy", header.getvalue() + content)
+        with pytest.raises(FileFormatError):
+            read_one_object(tmp_path / "part.npz", "dat", 0)
+        assert not canary.exists(), name
+
+
+def test_one_object_that_is_not_there(tmp_path, rng):
+    np.savez(tmp_path / "part.npz", dat=sessions_of(rng, 2), plain=np.arange(3))
+    for name, index, message in (
+        ("dat", 2, "has no object 2"),
+        ("plain", 0, "has no object 0"),
+        ("dta", 0, "Cannot read .*dta"),
+    ):
+        with pytest.raises(FileFormatError, match=message):
+            read_one_object(tmp_path / "part.npz", name, index)
+    with pytest.raises(MissingFileError):
+        read_one_object(tmp_path / "none.npz", "dat", 0)
