@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,17 +12,16 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from neurodl.datasets.own_files import estimate_betas, events_of_runs, one_of, paired
 from neurodl.errors import PairingError, SchemaError, listed
 from neurodl.io.arrays import read_responses
 from neurodl.io.bids import read_bids
-from neurodl.io.events import read_events
 from neurodl.io.maps import parcels_to_image, parcels_to_surface, to_surface
 from neurodl.io.nifti import to_image
-from neurodl.responses import single_trial_betas, stack_repeats, zscore_runs
+from neurodl.io.nwb import read_intervals, read_spikes, read_units
+from neurodl.io.suite2p import read_suite2p
 from neurodl.schema import check_responses, sample_dim, sample_ids
 from neurodl.stimuli import Stimuli
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -155,7 +153,7 @@ class Experiment:
         if responses is not None:
             known = stimuli.ids if stimuli is not None else None
             responses = read_responses(responses, ids=ids, fallback_ids=known, **responses_options)
-            table = None if events is None else _read_runs_events(events, responses)
+            table = None if events is None else events_of_runs(events, responses)
         return cls._assembled(stimuli, responses, table, betas, unpaired, name, card)
 
     @classmethod
@@ -218,10 +216,80 @@ class Experiment:
                 raise ValueError("`betas` are estimated from time series and `events`; give both.")
             responses = estimate_betas(responses, events, **betas)
         if stimuli is not None and responses is not None and sample_dim(responses) != "time":
-            stimuli, responses = _pair(stimuli, responses, unpaired)
+            stimuli, responses = paired(stimuli, responses, unpaired)
         return cls(
             stimuli, responses, events=events, card=dict(card or {}), name=name or "experiment"
         )
+
+    @classmethod
+    def from_nwb(
+        cls,
+        path: str | Path,
+        *,
+        session: str | None = None,
+        intervals: str | None = None,
+        stimuli: Any = None,
+        name: str | None = None,
+        card: Mapping[str, str] | None = None,
+    ) -> Experiment:
+        """Open the units and the events of an NWB file, or of one in a folder.
+
+        Parameters
+        ----------
+        path : str or Path
+        session : str, optional
+            Which file of a folder that has several: its name or a part of it.
+        intervals : str, optional
+            Which table of intervals the events are, such as "trials"; see `read_intervals`.
+        stimuli : path, list of paths or Stimuli, optional
+            See `Stimuli.from_files`. Events name them in a column stimulus.
+        name, card
+            See `Experiment`.
+
+        Returns
+        -------
+        Experiment
+            Spikes [s] and a table of units by id, and events on the same clock, for `bin_spikes`.
+
+        Raises
+        ------
+        MissingFileError, FileFormatError, UnknownNameError
+            There is no file, session or table, or the file is damaged.
+        """
+        file = one_of(Path(path).expanduser(), "*.nwb", session)
+        if stimuli is not None and not isinstance(stimuli, Stimuli):
+            stimuli = Stimuli.from_files(stimuli)
+        return cls(
+            stimuli,
+            spikes=read_spikes(file),
+            events=read_intervals(file, intervals),
+            units=read_units(file),
+            card=dict(card or {}),
+            name=name or file.stem,
+        )
+
+    @classmethod
+    def from_suite2p(
+        cls,
+        folder: str | Path,
+        *,
+        signal: str = "spks",
+        cells_only: bool = True,
+        rate: float | None = None,
+        name: str | None = None,
+        card: Mapping[str, str] | None = None,
+    ) -> Experiment:
+        """Open what suite2p found in calcium imaging; see `read_suite2p`.
+
+        Parameters
+        ----------
+        folder, signal, cells_only, rate
+            See `read_suite2p`.
+        name, card
+            See `Experiment`.
+        """
+        responses = read_suite2p(folder, signal=signal, cells_only=cells_only, rate=rate)
+        return cls(responses=responses, card=dict(card or {}), name=name or "suite2p")
 
     def to_nifti(self, values: xr.DataArray, *, fill: float = 0.0) -> nib.Nifti1Image:
         """Put one value per voxel or parcel of the responses back into a brain image.
@@ -268,85 +336,3 @@ class Experiment:
         """Return a short summary."""
         shown = "no responses" if self.responses is None else dict(self.responses.sizes)
         return f"<Experiment {self.name!r}: {self.stimuli!r}, responses {shown}>"
-
-
-def _pair(stimuli: Stimuli, responses: xr.DataArray, unpaired: str) -> tuple[Stimuli, xr.DataArray]:
-    """Return stimuli and responses that belong to each other."""
-    ids = sample_ids(responses)
-    unknown = ids.difference(pd.Index(stimuli.ids), sort=False).unique()
-    silent = pd.Index(stimuli.ids).difference(ids, sort=False)
-    if unpaired == "error" and (len(unknown) or len(silent)):
-        problems = []
-        if len(unknown):
-            unnamed = f"{len(unknown)} responses have unknown stimulus ids"
-            problems.append(f"{unnamed} ({listed(unknown)})")
-        if len(silent):
-            problems.append(f"{len(silent)} stimuli have no responses ({listed(silent)})")
-        raise PairingError(
-            f"{' and '.join(problems)}. The stimuli are called {listed(stimuli.ids, 3)}. "
-            "Correct the ids, or say unpaired='drop' to use only what has both."
-        )
-    if len(unknown) or len(silent):
-        logger.warning(
-            "unpaired='drop' left out %d responses and %d stimuli", len(unknown), len(silent)
-        )
-        known = ids.isin(stimuli.ids)
-        if not known.any():
-            raise PairingError("No response belongs to any of the stimuli.")
-        responses = responses.isel({sample_dim(responses): known})
-        stimuli = stimuli.sel([name for name in stimuli.ids if name in set(ids)])
-    return stimuli, responses
-
-
-def estimate_betas(
-    responses: xr.DataArray,
-    events: pd.DataFrame,
-    *,
-    zscore: bool = False,
-    stack: bool = True,
-    **options: Any,
-) -> xr.DataArray:
-    """Return one response per event, z-scored within runs if asked, with repeats side by side.
-
-    Parameters
-    ----------
-    responses, events, **options
-        See `single_trial_betas`.
-    zscore : bool
-        Z-score the betas of each run and target.
-    stack : bool
-        Give repeats a dim of their own, so that they are averaged and tell the ceiling; False
-        keeps each presentation as a sample.
-
-    Returns
-    -------
-    xarray.DataArray
-        Dims ``(stimulus, repeat, target)``, or ``(presentation, target)`` without `stack` or where
-        nothing is repeated.
-    """
-    betas = single_trial_betas(responses, events, **options)
-    if zscore:
-        betas = zscore_runs(betas)
-    repeated = not pd.Index(betas["stimulus"].values).is_unique
-    return stack_repeats(betas) if stack and repeated else betas
-
-
-def _read_runs_events(events: Any, responses: xr.DataArray) -> pd.DataFrame:
-    """Return the events of all runs in one table, with the runs' own labels."""
-    if isinstance(events, pd.DataFrame):
-        return events
-    if isinstance(events, (str, Path)):
-        return read_events(events)
-    runs = pd.unique(responses["run"].values) if "run" in responses.coords else [""]
-    if len(events) != len(runs):
-        raise PairingError(
-            f"There are {len(events)} events files for {len(runs)} runs; give one per run, in "
-            "order."
-        )
-    tables = [read_events(path) for path in events]
-    if len(runs) == 1:
-        return tables[0]
-    return pd.concat(
-        [table.assign(run=str(run)) for table, run in zip(tables, runs, strict=True)],
-        ignore_index=True,
-    )

@@ -1,11 +1,12 @@
 """Pickles that others published, read as plain data: nothing in them is imported or run.
 
-Known are numpy arrays and scalars and Python's plain containers. Anything else is an error before
-it is made.
+Known are numpy arrays and scalars, dates, and Python's plain containers; paths become text.
+Anything else is an error before it is made.
 """
 
 from __future__ import annotations
 
+import datetime
 import pickle
 import zipfile
 import zlib
@@ -333,6 +334,10 @@ KNOWN: dict[tuple[str, str], _Maker] = {
     ("_codecs", "encode"): _Maker(_bytes),
     ("collections", "OrderedDict"): _Maker(lambda *pairs: dict(*pairs)),
 }
+KNOWN["datetime", "datetime"] = _Maker(lambda *args: datetime.datetime(*args))
+for _pathlib in ("pathlib", "pathlib._local"):
+    for _path in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"):
+        KNOWN[_pathlib, _path] = _Maker(lambda *parts: "/".join(map(str, parts)))
 for _core in ("numpy.core", "numpy._core"):
     KNOWN[f"{_core}.multiarray", "_reconstruct"] = _Maker(_empty)
     KNOWN[f"{_core}.multiarray", "scalar"] = _Maker(_scalar)

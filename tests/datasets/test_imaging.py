@@ -58,7 +58,7 @@ def test_the_face_predicts_spontaneous_activity(tmp_path, rng):
     np.testing.assert_allclose(responses, stored["sresp"].T, rtol=1e-6)
     np.testing.assert_array_equal(responses["pupil_y"], stored["pupilCOM"][:, 1])
     np.testing.assert_allclose(responses["time"].values[:3], [0, 1.2, 2.4])
-    model = ndl.RidgeCV([1e-2, 1.0, 1e2, 1e4], cv=2, device="cpu")
+    model = ndl.RidgeCV([1.0], cv=2, device="cpu")
     folds = np.repeat(["a", "b", "c"], 30)
     scores = ndl.cross_validate(model, experiment.features, responses, groups=folds, cv=3)
     assert scores["r"].mean() > 0.6

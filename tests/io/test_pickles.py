@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 import os
+import pathlib
 import pickle
 import pickletools
 import tracemalloc
@@ -81,6 +83,12 @@ def test_pickles_of_the_old_numpy_and_python_2(tmp_path, protocol):
     )  # fmt: skip
     pickletools.dis(python2, out=io.StringIO())
     same(read_pickle(written(tmp_path / "two.pkl", python2)), np.array([1.5, -2.0]))
+
+
+def test_dates_are_dates_and_paths_become_text(tmp_path):
+    when = datetime.datetime(2021, 5, 1, 12, 30)
+    content = pickle.dumps({"when": when, "path": pathlib.PurePosixPath("a/b")})
+    same(read_pickle(written(tmp_path / "a.pkl", content)), {"when": when, "path": "a/b"})
 
 
 def test_arrays_of_objects(tmp_path):
