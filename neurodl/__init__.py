@@ -48,7 +48,7 @@ if TYPE_CHECKING:
         RidgeCV,
         StackedRidgeCV,
     )
-    from neurodl.reports import report
+    from neurodl.reports import report, submission
     from neurodl.responses import (
         average_repeats,
         bin_spikes,
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     )
     from neurodl.schema import check_features, check_responses, check_scores, is_kernel
     from neurodl.scores import (
+        challenge_score,
         cross_validate,
         feature_weights,
         noise_ceiling,
@@ -116,13 +117,14 @@ _HOMES = {
         "StackedRidgeCV",
     ),
     "neurodl.scores": (
+        "challenge_score",
         "cross_validate",
         "feature_weights",
         "noise_ceiling",
         "permutation_test",
         "weight_maps",
     ),
-    "neurodl.reports": ("report",),
+    "neurodl.reports": ("report", "submission"),
     "neurodl.study": ("load_study", "run_study"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

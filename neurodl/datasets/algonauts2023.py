@@ -20,7 +20,7 @@ from neurodl.errors import (
     did_you_mean,
     listed,
 )
-from neurodl.io.pickles import read_object_arrays
+from neurodl.io.pickles import read_object_array
 from neurodl.stimuli import Stimuli
 
 logger = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ def _masks(folder: Path, side: str) -> dict[str, np.ndarray]:
     found = {}
     for name in CLASSES:
         path = folder / "roi_masks" / f"{side}.{name}_challenge_space.npy"
-        numbers = _array(path)
+        numbers = read_object_array(path)
         check_shape(numbers, (None,), str(path))
         names = {0: "", **{n: "" if n == 0 else one for n, one in _mapping(folder, name).items()}}
         unknown = np.setdiff1d(numbers, list(names))
@@ -160,17 +160,11 @@ def _masks(folder: Path, side: str) -> dict[str, np.ndarray]:
 def _mapping(folder: Path, name: str) -> dict[int, str]:
     """Return the names of a class's regions by number."""
     path = folder / "roi_masks" / f"mapping_{name}.npy"
-    content = _array(path)
+    content = read_object_array(path)
     mapping = content.item() if content.ndim == 0 else None
     if not isinstance(mapping, dict):
         raise FileFormatError(f"{path} holds no mapping of numbers to names.")
     return {int(number): str(one) for number, one in mapping.items()}
-
-
-def _array(path: Path) -> np.ndarray:
-    found = read_object_arrays(path)
-    assert isinstance(found, np.ndarray)
-    return found
 
 
 def _vertices(masks: Mapping[str, np.ndarray], roi: Sequence[str] | None) -> np.ndarray:
@@ -204,7 +198,7 @@ def _read(
 def _nodes(folder: Path, side: str) -> np.ndarray:
     """Return the node of fsaverage of each vertex of this subject."""
     path = folder / "roi_masks" / f"{side}.all-vertices_fsaverage_space.npy"
-    mask = _array(path)
+    mask = read_object_array(path)
     check_shape(mask, (N_NODES,), str(path))
     return np.flatnonzero(mask)
 

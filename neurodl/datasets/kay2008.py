@@ -11,7 +11,7 @@ import xarray as xr
 from neurodl.datasets.experiment import Experiment
 from neurodl.errors import FileFormatError, SchemaError, listed
 from neurodl.io.images import image_stack
-from neurodl.io.pickles import read_object_arrays
+from neurodl.io.pickles import read_object_array, read_object_arrays
 from neurodl.stimuli import Stimuli
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,6 @@ def load_kay2008(root: Path) -> Experiment:
         root / IMAGES,
         ["responses", "responses_test", "roi", "roi_names", "stimuli", "stimuli_test"],
     )
-    assert isinstance(found, dict)
     pixels = found.pop("stimuli"), found.pop("stimuli_test")
     responses = found["responses"], found["responses_test"]
     for name, images, rows in zip(("", "_test"), pixels, responses, strict=True):
@@ -99,12 +98,11 @@ def _labels(folder: Path, lengths: list[int]) -> dict[str, np.ndarray]:
         return {}
     tables = []
     for name, length in zip(LABELS, lengths, strict=True):
-        table = read_object_arrays(folder / name)
-        if not isinstance(table, np.ndarray) or table.shape != (N_LEVELS + 1, length):
-            shape = getattr(table, "shape", None)
+        table = read_object_array(folder / name)
+        if table.shape != (N_LEVELS + 1, length):
             raise FileFormatError(
-                f"{folder / name} has shape {shape}; expected ({N_LEVELS + 1}, {length}): three "
-                "levels of categories and a label of each image."
+                f"{folder / name} has shape {table.shape}; expected ({N_LEVELS + 1}, {length}): "
+                "three levels of categories and a label of each image."
             )
         tables.append(table.astype(str))
     columns = [f"category_{level + 1}" for level in range(N_LEVELS)] + ["label"]

@@ -13,7 +13,7 @@ from neurodl.datasets.experiment import Experiment
 from neurodl.errors import FileFormatError
 from neurodl.io.hdf5 import read_mat
 from neurodl.io.images import image_stack
-from neurodl.io.pickles import read_object_arrays
+from neurodl.io.pickles import read_object_array
 from neurodl.stimuli import Stimuli
 
 BIN = 1.2  # s, of the spontaneous activity
@@ -172,8 +172,8 @@ def load_stringer_images(root: Path, recording: int = 0) -> Experiment:
 
 def _content(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
     """Return the dict that a file holds."""
-    stored = read_object_arrays(path)
-    content = stored.item() if isinstance(stored, np.ndarray) and stored.ndim == 0 else None
+    stored = read_object_array(path)
+    content = stored.item() if stored.ndim == 0 else None
     if not isinstance(content, dict) or any(key not in content for key in keys):
         raise FileFormatError(f"{path} holds no dict with {' and '.join(keys)}.")
     return content

@@ -61,16 +61,35 @@ def read_pickle(path: str | Path) -> Any:
         return _unpickled(file, str(path))
 
 
+def read_object_array(path: str | Path) -> np.ndarray:
+    """Return the array of a ``.npy`` file, also of Python objects.
+
+    Parameters
+    ----------
+    path : str or Path
+
+    Raises
+    ------
+    MissingFileError, FileFormatError
+        As `read_pickle`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(f"The file {path} does not exist.")
+    with path.open("rb") as file:
+        return _array(file, str(path))
+
+
 def read_object_arrays(
     path: str | Path, names: Sequence[str] | None = None
-) -> np.ndarray | dict[str, np.ndarray]:
-    """Return the array of a ``.npy`` file, or those of an ``.npz``, also of Python objects.
+) -> dict[str, np.ndarray]:
+    """Return the arrays of an ``.npz`` file, also of Python objects.
 
     Parameters
     ----------
     path : str or Path
     names : sequence of str, optional
-        Which arrays of an npz file are read; all by default.
+        Which arrays are read; all by default.
 
     Raises
     ------
@@ -80,9 +99,6 @@ def read_object_arrays(
     path = Path(path)
     if not path.is_file():
         raise MissingFileError(f"The file {path} does not exist.")
-    if path.suffix.lower() != ".npz":
-        with path.open("rb") as file:
-            return _array(file, str(path))
     try:
         with zipfile.ZipFile(path) as archive:
             there = {member.removesuffix(".npy"): member for member in archive.namelist()}
@@ -131,9 +147,7 @@ def read_one_object(path: str | Path, name: str, index: int) -> Any:
                 raise FileFormatError(f"{where} of shape {shape} has no object {index}.")
             found = _OnlyOne(file, where, index).load()
     except _Dropped:  # elements share arrays
-        arrays = read_object_arrays(path, [name])
-        assert isinstance(arrays, dict)
-        found = arrays[name]
+        found = read_object_arrays(path, [name])[name]
     except NeurodlError:
         raise
     except DAMAGED as error:

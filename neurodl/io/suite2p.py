@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from neurodl.errors import FileFormatError, MissingFileError, UnknownNameError
-from neurodl.io.pickles import read_object_arrays
+from neurodl.io.pickles import read_object_array
 from neurodl.schema import check_responses
 
 SIGNALS = ("spks", "F", "F_corrected")
@@ -110,8 +110,7 @@ def _places(path: Path, rows: np.ndarray) -> dict[str, Any]:
     """Return where the regions lie, from the medians of their pixels."""
     if not path.is_file():
         return {}
-    stat = read_object_arrays(path)
-    assert isinstance(stat, np.ndarray)
+    stat = read_object_array(path)
     try:
         medians = np.array([stat[row]["med"] for row in rows], dtype=float).reshape(-1, 2)
     except (IndexError, KeyError, TypeError, ValueError) as error:
@@ -123,8 +122,7 @@ def _rate(plane: Path) -> float:
     """Return the frames per second and plane that the settings say."""
     path = plane / "ops.npy"
     if path.is_file():
-        settings = read_object_arrays(path)
-        assert isinstance(settings, np.ndarray)
+        settings = read_object_array(path)
         content = settings.item() if settings.ndim == 0 else {}
         if isinstance(content, dict) and "fs" in content:
             return float(content["fs"])

@@ -1,12 +1,14 @@
 """Scores: cross-validated predictivity, its folds and its ceiling, and what models weigh."""
 
 from neurodl.scores.ceiling import noise_ceiling
+from neurodl.scores.challenges import challenge_score
 from neurodl.scores.crossval import cross_validate
 from neurodl.scores.splits import make_splits
 from neurodl.scores.stats import permutation_test
 from neurodl.scores.weights import feature_weights, weight_maps
 
 __all__ = [
+    "challenge_score",
     "cross_validate",
     "feature_weights",
     "make_splits",

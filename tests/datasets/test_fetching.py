@@ -64,9 +64,7 @@ def address(published):
 @pytest.fixture
 def card(tmp_path, monkeypatch):
     """Return what writes the card that is then used for kay2008."""
-    folder = tmp_path / "cards"
-    folder.mkdir()
-    shutil.copy(registry.card_folder() / "simulated.toml", folder)
+    folder = shutil.copytree(registry.card_folder(), tmp_path / "cards")
     monkeypatch.setattr(registry, "card_folder", lambda: folder)
 
     def write(files):

@@ -16,7 +16,13 @@ import numpy as np
 import pytest
 
 from neurodl.errors import FileFormatError, MissingFileError
-from neurodl.io.pickles import n_objects, read_object_arrays, read_one_object, read_pickle
+from neurodl.io.pickles import (
+    n_objects,
+    read_object_array,
+    read_object_arrays,
+    read_one_object,
+    read_pickle,
+)
 
 PLAIN = {
     "train": np.arange(24, dtype=np.float32).reshape(2, 3, 4),
@@ -95,7 +101,7 @@ def test_arrays_of_objects(tmp_path):
     sessions = np.empty(2, object)
     sessions[:] = [{"spks": PLAIN["train"], "area": ["VISp"]}, {"spks": np.zeros((1, 2))}]
     np.save(tmp_path / "one.npy", sessions, allow_pickle=True)
-    same(read_object_arrays(tmp_path / "one.npy"), sessions)
+    same(read_object_array(tmp_path / "one.npy"), sessions)
     np.savez(tmp_path / "part.npz", dat=sessions, plain=PLAIN["fortran"], names=PLAIN["names"])
     found = read_object_arrays(tmp_path / "part.npz")
     same(found, {"dat": sessions, "plain": PLAIN["fortran"], "names": PLAIN["names"]})
@@ -104,7 +110,7 @@ def test_arrays_of_objects(tmp_path):
         read_object_arrays(tmp_path / "part.npz", ["dat", "lfp"])
     alone = np.array({"stat": np.arange(3)}, object)  # a dict saved as an array of no dimension
     np.save(tmp_path / "dict.npy", alone, allow_pickle=True)
-    same(read_object_arrays(tmp_path / "dict.npy").item(), {"stat": np.arange(3)})
+    same(read_object_array(tmp_path / "dict.npy").item(), {"stat": np.arange(3)})
 
 
 class Runs:
@@ -146,6 +152,7 @@ def exploits(canary):
     yield "a changed reader by slots", b"c_codecs\nencode\n(N}S'_make'\nI1\nstb."
 
 
+READERS = {"pkl": read_pickle, "npy": read_object_array, "npz": read_object_arrays}
 EXPLOITS = [name for name, _ in exploits("x")]
 
 
@@ -166,7 +173,9 @@ def test_what_would_run_is_refused_before_it_runs(tmp_path, name, inside):
     else:
         path.write_bytes(content)
     with pytest.raises(FileFormatError, match=r"data\."):
-        read_pickle(path) if inside == "pkl" else read_object_arrays(path)
+        read_pickle(path) if inside == "pkl" else (
+            read_object_array if inside == "npy" else read_object_arrays
+        )(path)
     assert not canary.exists()
 
 
@@ -189,7 +198,7 @@ def test_damage_is_named(tmp_path):
     whole = (tmp_path / "cut.npy").read_bytes()
     for n_bytes in (0, 5, 40, len(whole) - 1):
         with pytest.raises(FileFormatError, match=r"cut\.npy"):
-            read_object_arrays(written(tmp_path / "cut.npy", whole[:n_bytes]))
+            read_object_array(written(tmp_path / "cut.npy", whole[:n_bytes]))
     with pytest.raises(FileFormatError, match=r"bad\.npz"):
         read_object_arrays(written(tmp_path / "bad.npz", b"<html>"))
     with pytest.raises(MissingFileError, match="none.pkl"):
