@@ -155,10 +155,11 @@ def _memory() -> Finding:
 
 
 def _folders() -> list[Finding]:
-    """Return where features are cached, whether it can be written, and how much room there is."""
+    """Return where features and datasets are kept, and how much room there is."""
+    from neurodl.datasets import data_folder
     from neurodl.features import cache_folder
 
-    folder = cache_folder()
+    folder, datasets = cache_folder(), data_folder()
     parent = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(parent).free
     how = "Choose another folder: export NEURODL_CACHE=/path/with/room"
@@ -169,6 +170,7 @@ def _folders() -> list[Finding]:
         Finding("cache", state, writable, "" if writable else how, needed=True),
         Finding("disk", f"{free / GIB:.0f} GiB free there", free > LEAST_SPACE,
                 "" if free > LEAST_SPACE else how),
+        Finding("datasets", f"{datasets} ({_size(datasets) / GIB:.1f} GiB used)"),
     ]  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Datasets: one call from a name to an Experiment."""
 
 from neurodl.datasets.experiment import Experiment
+from neurodl.datasets.fetching import data_folder
 from neurodl.datasets.registry import (
     check_dataset,
     dataset_card,
@@ -14,6 +15,7 @@ __all__ = [
     "Experiment",
     "Simulation",
     "check_dataset",
+    "data_folder",
     "dataset_card",
     "fetch_dataset",
     "list_datasets",

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from neurodl.datasets.cards import Card, CardFile
-from neurodl.errors import FileFormatError, MissingFileError, listed
+from neurodl.errors import DownloadError, FileFormatError, MissingFileError, listed
 from neurodl.io.archives import unpack
 from neurodl.io.download import download, is_offline
 from neurodl.io.store import atomic_path
@@ -65,6 +65,16 @@ def fetch_files(card: Card, root: str | Path | None, chosen: Mapping[str, Any]) 
     Archives that were put into the folder by hand are unpacked. See `ready_folder`.
     """
     folder = data_folder() / card.facts["name"] if root is None else Path(root).expanduser()
+    try:
+        _fetch(card, folder, chosen)
+    except DownloadError as error:
+        raise DownloadError(f"{error}\n{how_to_get(card, folder)}") from error
+    _require(card, folder, chosen)
+    return folder
+
+
+def _fetch(card: Card, folder: Path, chosen: Mapping[str, Any]) -> None:
+    """Fetch what is missing and can be fetched, files first, then archives."""
     for file in _missing(card.files(chosen), folder):
         if file.urls and not (file.optional and is_offline()):
             path = download(file.urls, folder / file.path, size=file.size, sha256=file.sha256)
@@ -73,8 +83,6 @@ def fetch_files(card: Card, root: str | Path | None, chosen: Mapping[str, Any]) 
     if any(not file.urls for file in missing):
         for archive in card.archives(chosen):
             _unpack(archive, folder)
-    _require(card, folder, chosen)
-    return folder
 
 
 def check_files(card: Card, folder: Path, chosen: Mapping[str, Any]) -> pd.DataFrame:

@@ -42,26 +42,26 @@ from neurodl.errors import UnknownNameError, did_you_mean
 from neurodl.responses import select
 
 LOADERS: dict[str, Callable[..., Experiment | Simulation]] = {
-    "algonauts2021": load_algonauts2021,
-    "bold_moments": load_bold_moments,
+    "simulated": simulate,
     "kay2008": load_kay2008,
     "algonauts2023": load_algonauts2023,
     "nsd": load_nsd,
-    "algonauts2025": load_algonauts2025,
-    "hcp_behavior": load_hcp_behavior,
-    "hcp_rest": load_hcp_rest,
-    "hcp_task": load_hcp_task,
-    "fslcourse": load_fslcourse,
-    "hcp_retino": load_hcp_retino,
     "haxby2001": load_haxby2001,
     "bonner2017": load_bonner2017,
     "cichy2014": load_cichy2014,
+    "algonauts2021": load_algonauts2021,
+    "bold_moments": load_bold_moments,
+    "algonauts2025": load_algonauts2025,
+    "hcp_task": load_hcp_task,
+    "hcp_behavior": load_hcp_behavior,
+    "hcp_rest": load_hcp_rest,
+    "hcp_retino": load_hcp_retino,
+    "fslcourse": load_fslcourse,
     "steinmetz2019": load_steinmetz2019,
-    "allen_vb2p": load_allen_vb2p,
     "stringer_images": load_stringer_images,
     "stringer_orientations": load_stringer_orientations,
     "stringer_spontaneous": load_stringer_spontaneous,
-    "simulated": simulate,
+    "allen_vb2p": load_allen_vb2p,
 }
 COLUMNS = ("modality", "description", "licence", "access", "n_subjects", "size")
 

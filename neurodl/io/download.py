@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -287,5 +288,5 @@ def _innermost(error: BaseException) -> str:
     """Return why a connection failed, without the names of the layers above."""
     while error.args and isinstance(error.args[-1], BaseException):
         error = error.args[-1]
-    reason = getattr(error, "reason", None)
-    return str(reason or error).rpartition(">: ")[2] or type(error).__name__
+    reason = str(getattr(error, "reason", None) or error).rpartition(">: ")[2]
+    return re.sub(r"^\w+\(host=.*?\): ", "", reason) or type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +81,33 @@ def test_cards_are_found_in_a_checkout_and_in_a_wheel(
             dataset_card("simulated")
         (folder / "simulated.toml").write_text(f'licence = "{licence}"')
         assert dataset_card("simulated")["licence"] == licence
+
+
+@pytest.mark.parametrize("name", registry.LOADERS)
+def test_each_card_fits_its_loader(name: str) -> None:
+    """What files differ by are options; addresses and hashes are such; terms go with a form."""
+    card, loader = registry.read_card(name), registry.LOADERS[name]
+    options = set(inspect.signature(loader).parameters)
+    assert ("root" in options) == bool(card.files())
+    inside = {"hemisphere", "class", "side"}  # differ within what is chosen
+    assert set(card.choices) <= options | inside
+    for file in (*card.files(), *card.archives()):
+        assert all(url.startswith(("https://", "http://data.pymvpa.org/")) for url in file.urls)
+        assert file.sha256 is None or len(file.sha256) == 64
+        assert not file.path.startswith(("/", "..")) and "{" not in file.path
+    fetched = any(file.urls for file in (*card.files(), *card.archives()))
+    assert not card.files() or fetched or "steps" in card.facts
+    for part in (one for union in card.unions.values() for one in union):
+        assert "roi" not in card.choices or part in card.choices["roi"]
+
+
+def test_each_dataset_is_in_the_docs() -> None:
+    """With a call that names it."""
+    page = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    assert [row.split("`")[1] for row in rows] == list(registry.LOADERS)
+    for row, (name, loader) in zip(rows, registry.LOADERS.items(), strict=True):
+        call = row.split("`")[-2]
+        assert call.startswith(f'load_dataset("{name}"')
+        given = {word.split("=")[0].strip() for word in call.split(",")[1:] if "=" in word}
+        assert given <= {*inspect.signature(loader).parameters, "roi", "root"}
