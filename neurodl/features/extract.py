@@ -93,6 +93,7 @@ def extract_features(
     Returns
     -------
     dict of str to xarray.DataArray, dims (stimulus, feature), float32
+        With the coords onset, duration [s], run and session where the stimuli's table has them.
 
     Raises
     ------
@@ -131,7 +132,7 @@ def extract_features(
         name: xr.DataArray(
             values[name] if kept.all() else values[name][kept],
             dims=("stimulus", "feature"),
-            coords={"stimulus": ids},
+            coords={"stimulus": ids, **_when(stimuli, ids)},
             attrs=work.attrs(name, values[name].shape[1]),
         )
         for name in run.layers
@@ -142,6 +143,20 @@ def extract_features(
             for name, array in features.items()
         }
     return check_features(features)
+
+
+def _when(stimuli: Stimuli, ids: np.ndarray) -> dict[str, tuple[str, np.ndarray]]:
+    """Return when stimuli were shown, for `align`, where their table says it."""
+    table = stimuli.table.loc[list(ids)]
+    if not {"onset", "duration"} <= set(table):
+        return {}
+    times = {name: table[name].to_numpy(np.float64) for name in ("onset", "duration")}
+    labels = {
+        name: np.array([str(one) for one in table[name]])
+        for name in ("run", "session")
+        if name in table
+    }
+    return {name: ("stimulus", values) for name, values in (times | labels).items()}
 
 
 def concatenate_features(

