@@ -14,6 +14,7 @@ from neurodl.errors import SchemaError, listed
 SAMPLE_DIMS = ("stimulus", "presentation", "time")
 TARGET_DIMS = ("voxel", "vertex", "parcel", "unit", "channel")
 SCORE_VARIABLES = ("r", "r2")
+LOOKED_AT = 1 << 22  # values at a time, in a search for infinite ones
 
 
 def target_dim(array: xr.DataArray | xr.Dataset) -> str:
@@ -106,8 +107,9 @@ def check_responses(responses: xr.DataArray) -> xr.DataArray:
         )
     if "time" in responses.dims and not {"tr", "bin_width"} & set(responses.attrs):
         raise SchemaError(f"{what} have a time dim, so they need the attr 'tr' or 'bin_width' [s].")
-    if np.isinf(responses.values).any():
-        rows = np.flatnonzero(np.isinf(responses.values).reshape(len(responses), -1).any(1))
+    infinite = _rows_with_infinity(responses.values)
+    if infinite.any():
+        rows = np.flatnonzero(infinite)
         raise SchemaError(
             f"{what} hold infinite values in {len(rows)} rows "
             f"({listed(sample_ids(responses)[rows])}). Replace them by NaN or correct them."
@@ -213,6 +215,16 @@ def check_scores(scores: xr.Dataset) -> xr.Dataset:
             raise SchemaError(f"layer names repeat: {listed(layers[layers.duplicated()])}.")
     _check_attrs(scores.attrs, "scores")
     return scores
+
+
+def _rows_with_infinity(values: np.ndarray) -> np.ndarray:
+    """Return which rows have infinite values, looking at a few rows at a time."""
+    found = np.zeros(len(values), bool)
+    n_rows = max(1, LOOKED_AT // max(1, values[:1].size))
+    for start in range(0, len(values), n_rows):
+        block = values[start : start + n_rows]
+        found[start : start + n_rows] = np.isinf(block).reshape(len(block), -1).any(1)
+    return found
 
 
 def _check_array(array: Any, what: str) -> None:

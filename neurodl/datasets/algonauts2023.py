@@ -179,12 +179,7 @@ def _read(
 ) -> None:
     """Read the responses of some vertices, a few rows at a time."""
     path = folder / "training_split" / "training_fmri" / f"{side}_training_fmri.npy"
-    try:
-        stored = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError as error:
-        raise MissingFileError(f"The file {path} does not exist.") from error
-    except (ValueError, OSError) as error:
-        raise FileFormatError(f"Cannot read {path}: {error}") from error
+    stored = _mapped(path)
     check_shape(stored, (None, len(masks[CLASSES[0]])), str(path))
     if len(stored) != len(out):
         raise PairingError(
@@ -192,7 +187,18 @@ def _read(
             f"images in {folder}."
         )
     for start in range(0, len(out), ROWS):
-        out[start : start + ROWS] = stored[start : start + ROWS][:, columns]
+        rows = _mapped(path)[start : start + ROWS]  # mapped anew, to let go of the last rows
+        out[start : start + ROWS] = rows[:, columns]
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """Return an array that stays on disk."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise MissingFileError(f"The file {path} does not exist.") from error
+    except (ValueError, OSError, EOFError) as error:
+        raise FileFormatError(f"Cannot read {path}: {error}") from error
 
 
 def _nodes(folder: Path, side: str) -> np.ndarray:

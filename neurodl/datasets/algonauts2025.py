@@ -36,6 +36,8 @@ class _Run(NamedTuple):
     part: str
     run: str
     movie: str
+    path: Path
+    length: int = 0
 
     @property
     def label(self) -> str:
@@ -87,20 +89,21 @@ def load_algonauts2025(
     folder = root / "fmri" / f"sub-{subject:02d}"
     wanted = _movies(movies)
     parts = None if parts is None else [parts] if isinstance(parts, str) else list(parts)
-    found: list[tuple[_Run, np.ndarray]] = []
+    found: list[_Run] = []
     there: list[str] = []
     for task, ending in FILES.items():
         if not any((movie in MOVIES) == (task == "movie10") for movie in wanted):
             continue
         path = folder / "func" / f"sub-{subject:02d}_task-{task}_{ATLAS}_{ending}.h5"
         with open_hdf5(path) as file:
-            runs = sorted(map(_parsed, file), key=lambda run: (run.movie, run.part, run.run))
+            runs = [_parsed(key, path) for key in file]
+            runs.sort(key=lambda run: (run.movie, run.part, run.run))
             there += [run.part for run in runs if run.movie in wanted]
             for run in runs:
                 if run.movie in wanted and (parts is None or run.part in parts):
                     dataset = stored(file, run.key)
                     check_shape(dataset, (None, N_PARCELS), f"{path}: {run.key}")
-                    found.append((run, dataset[()]))
+                    found.append(run._replace(length=len(dataset)))
     lacking = [part for part in parts or () if part not in there]
     if lacking or not found:
         near = did_you_mean(str((lacking or [""])[0]), there)
@@ -109,9 +112,9 @@ def load_algonauts2025(
             f"not recorded. {near}"
         )
     return Experiment(
-        stimuli=_stimuli(root, [run for run, _ in found]),
+        stimuli=_stimuli(root, found),
         responses=_joined(found, subject, folder),
-        events=_words(root, [run for run, _ in found]),
+        events=_words(root, found),
         name="algonauts2025",
     )
 
@@ -131,7 +134,7 @@ def _movies(movies: str | Iterable[str] | None) -> list[str]:
     return [name for name in single if name in wanted]
 
 
-def _parsed(key: str) -> _Run:
+def _parsed(key: str, path: Path) -> _Run:
     """Return what a key such as ``ses-003_task-s01e01a`` says."""
     match = KEY.fullmatch(key)
     friends = match and FRIENDS.fullmatch(match["part"])
@@ -139,29 +142,31 @@ def _parsed(key: str) -> _Run:
     if not match or not (friends or movie):
         raise FileFormatError(f"There is an unknown run {key!r}; expected 'ses-003_task-s01e01a'.")
     name = f"friends-s{friends['season']}" if friends else str(movie)
-    return _Run(key, match["session"], match["part"], match["run"] or "", name)
+    return _Run(key, match["session"], match["part"], match["run"] or "", name, path)
 
 
-def _joined(found: list[tuple[_Run, np.ndarray]], subject: int, folder: Path) -> xr.DataArray:
-    """Return all runs one after the other."""
-    lengths = [len(values) for _, values in found]
+def _joined(runs: list[_Run], subject: int, folder: Path) -> xr.DataArray:
+    """Read all runs, one after the other."""
+    lengths = [run.length for run in runs]
     joined = np.empty((sum(lengths), N_PARCELS), np.float32)
+    stop = 0
+    for path in dict.fromkeys(run.path for run in runs):
+        with open_hdf5(path) as file:
+            for run in (run for run in runs if run.path == path):
+                joined[stop : stop + run.length] = stored(file, run.key)[()]
+                stop += run.length
     coords: dict[str, Any] = {
         "time": np.concatenate([np.arange(length) * TR for length in lengths]),
         "label": ("parcel", np.arange(1, N_PARCELS + 1)),
         "hemisphere": ("parcel", np.repeat(["left", "right"], N_PARCELS // 2)),
     }
     labels = {
-        "run": [run.label for run, _ in found],
-        "part": [run.part for run, _ in found],
-        "movie": [run.movie for run, _ in found],
-        "session": [run.session for run, _ in found],
+        "run": [run.label for run in runs],
+        "part": [run.part for run in runs],
+        "movie": [run.movie for run in runs],
+        "session": [run.session for run in runs],
     }
     coords |= {name: ("time", np.repeat(values, lengths)) for name, values in labels.items()}
-    stop = 0
-    for number, length in enumerate(lengths):
-        joined[stop : stop + length] = found[number][1]
-        stop += length
     attrs: dict[str, Any] = {
         "units": "z-scored BOLD",
         "tr": TR,

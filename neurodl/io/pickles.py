@@ -21,6 +21,7 @@ from neurodl.errors import FileFormatError, MissingFileError, NeurodlError, list
 ENCODING = "latin1"  # of strings in pickles of Python 2, in which arrays' bytes are strings
 PLAIN_KINDS = "biufcSUOMm"
 DEPTH_OF_ELEMENTS = 2  # marks that are open where an array's list of elements is read
+ITEMS_AT_ONCE = 1000  # of a dict, which pickles write in batches
 SHARED = 64  # bytes; Python keeps one of some short ones, which pickles then refer to
 DAMAGED = (
     pickle.UnpicklingError,
@@ -121,7 +122,7 @@ def read_object_arrays(
 def read_one_object(path: str | Path, name: str, index: int) -> Any:
     """Return one element of an array of dicts in an npz file, without keeping the others.
 
-    Memory for the largest two elements is needed, not for all; it takes longer than to read all.
+    Memory for the largest two elements is needed, not for all. Nothing after the element is read.
 
     Parameters
     ----------
@@ -145,14 +146,13 @@ def read_one_object(path: str | Path, name: str, index: int) -> Any:
             shape, _, dtype = _header(file)
             if not dtype.hasobject or len(shape) != 1 or not 0 <= index < shape[0]:
                 raise FileFormatError(f"{where} of shape {shape} has no object {index}.")
-            found = _OnlyOne(file, where, index).load()
+            return _OnlyOne(file, where, index).load()
     except _Dropped:  # elements share arrays
-        found = read_object_arrays(path, [name])[name]
+        return read_object_arrays(path, [name])[name][index]
     except NeurodlError:
         raise
     except DAMAGED as error:
         raise FileFormatError(f"Cannot read {where}: {error}") from error
-    return np.asarray(found, dtype=object)[index]
 
 
 def n_objects(path: str | Path, name: str) -> int:
@@ -230,22 +230,32 @@ class _Plain(_Rules, pickle.Unpickler):
         self._name = name
 
 
+class _Found(Exception):
+    """What was looked for is read."""
+
+
 class _Dropped(Exception):
     """Something that was thrown away is referred to again."""
 
 
 class _Memo(dict[int, Any]):
-    """What a pickle may refer to again."""
+    """What a pickle may refer to again; its length counts also what was thrown away."""
 
-    def __getitem__(self, key: int) -> Any:
-        found = super().__getitem__(key)
-        if found is _Dropped:
-            raise _Dropped
-        return found
+    _n_stored = 0
+
+    def __setitem__(self, key: int, value: Any) -> None:
+        self._n_stored = max(self._n_stored, key + 1)
+        super().__setitem__(key, value)
+
+    def __len__(self) -> int:
+        return self._n_stored
+
+    def __missing__(self, key: int) -> Any:
+        raise _Dropped
 
 
 class _OnlyOne(_Rules, pickle._Unpickler):  # type: ignore[misc]
-    """An unpickler, in Python, of an array of dicts that empties all but one once it is read."""
+    """An unpickler, in Python, of one element of an array of dicts; others are thrown away."""
 
     dispatch = dict(pickle._Unpickler.dispatch)
     stack: list[Any]
@@ -258,36 +268,52 @@ class _OnlyOne(_Rules, pickle._Unpickler):  # type: ignore[misc]
         self._current: dict[Any, Any] | None = None
 
     def load(self) -> Any:
-        """Return the array, with empty dicts at all places but one."""
+        """Return the element; nothing after it is read."""
         self.memo = _Memo()
-        return super().load()
+        try:
+            return np.asarray(super().load(), dtype=object)[self._index]
+        except _Found:
+            return self._current
 
     def load_setitems(self) -> None:
-        """Fill a dict; drop it if it is a whole element of the array, but not the wanted one."""
+        """Fill a dict with many items."""
         fill: Any = pickle._Unpickler.dispatch[pickle.SETITEMS[0]]
         fill(self)
+        self._filled()
+
+    def load_setitem(self) -> None:
+        """Fill a dict with one item, all it has in pickles of protocol 2 and later."""
+        fill: Any = pickle._Unpickler.dispatch[pickle.SETITEM[0]]
+        fill(self)
+        if getattr(self, "proto", 0) >= 2:
+            self._filled()
+
+    def _filled(self) -> None:
+        """If a whole element was filled, stop there or throw it away."""
         filled = self.stack[-1]
         if len(self.metastack) != DEPTH_OF_ELEMENTS or type(filled) is not dict:
             return
         if filled is not self._current:
             self._current, self._n_read = filled, self._n_read + 1
-        if self._n_read - 1 != self._index:
+        if self._n_read - 1 < self._index:
             filled.clear()
             for key in range(self._n_known, len(self.memo)):
-                if self._is_large(self.memo.get(key)):
-                    self.memo[key] = _Dropped
-        self._n_known = len(self.memo)
+                if self._may_be_large(self.memo.get(key)):
+                    del self.memo[key]
+            self._n_known = len(self.memo)
+        elif len(filled) % ITEMS_AT_ONCE:
+            raise _Found
 
     @staticmethod
-    def _is_large(value: Any) -> bool:
-        """Return whether something may hold what was read; a tuple may be an array's content."""
-        if isinstance(value, tuple):
-            return bool(value) and isinstance(value[-1], (bytes, list))
-        return isinstance(value, (np.ndarray, list)) or (
-            isinstance(value, bytes) and len(value) > SHARED
-        )
+    def _may_be_large(value: Any) -> bool:
+        """Return whether something holds what was read, alone or by being one of many."""
+        if isinstance(value, np.ndarray):  # names may be shared by elements, numbers hardly
+            return value.dtype.kind not in "US"
+        small = isinstance(value, bytes) and len(value) <= SHARED
+        return isinstance(value, (tuple, list, bytes)) and not small
 
     dispatch[pickle.SETITEMS[0]] = load_setitems  # type: ignore[assignment]
+    dispatch[pickle.SETITEM[0]] = load_setitem  # type: ignore[assignment]
 
 
 class _Maker:

@@ -226,11 +226,27 @@ def sessions_of(rng, n=4, size=200_000):
 
 
 @pytest.mark.parametrize("index", range(4))
-def test_one_object_of_many_is_that_object(tmp_path, rng, index):
+@pytest.mark.parametrize("one_key", [False, True])
+def test_one_object_of_many_is_that_object(tmp_path, rng, index, one_key):
     sessions = sessions_of(rng)
+    if one_key:
+        sessions = np.array([{"ss": each["ss"]} for each in sessions], object)
     np.savez(tmp_path / "part.npz", dat=sessions, other=np.arange(3))
     same(read_one_object(tmp_path / "part.npz", "dat", index), sessions[index])
     assert n_objects(tmp_path / "part.npz", "dat") == 4
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_one_object_of_every_protocol(tmp_path, rng, protocol):
+    sessions = sessions_of(rng, 3, 5000)
+    sessions[1] |= {f"key {number}": number for number in range(2500)}
+    header = io.BytesIO()
+    description = {"descr": "|O", "fortran_order": False, "shape": (3,)}
+    np.lib.format.write_array_header_1_0(header, description)
+    with zipfile.ZipFile(tmp_path / "part.npz", "w") as archive:
+        archive.writestr("dat.npy", header.getvalue() + pickle.dumps(sessions, protocol))
+    for index in range(3):
+        same(read_one_object(tmp_path / "part.npz", "dat", index), sessions[index])
 
 
 def test_one_object_takes_the_memory_of_two_at_most(tmp_path, rng):
