@@ -14,7 +14,7 @@ from neurodl.models._bands import Columns
 from neurodl.models._design import Design, Scaling
 from neurodl.models._folds import held_moments
 from neurodl.models._heldout import Part
-from neurodl.models._solvers import centred_kernels
+from neurodl.models._solvers import centred_kernels, eigh
 from neurodl.models._spaces import KernelSpace, LinearSpace, Space
 from neurodl.models._targets import Block
 
@@ -170,7 +170,7 @@ def _variance(mean_square: float, square_of_mean: float) -> float:
 
 def _compressed(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return pseudo-rows (k, n_features) of the same covariance, and their maker (n_rows, k)."""
-    eigenvalues, vectors = torch.linalg.eigh(rows.T @ rows)
+    eigenvalues, vectors = eigh(rows.T @ rows)
     kept = eigenvalues > DEPENDENT * eigenvalues[-1].clamp_min(1e-300)
     root, vectors = eigenvalues[kept].sqrt(), vectors[:, kept]
     return root[:, None] * vectors.T, rows @ (vectors / root)

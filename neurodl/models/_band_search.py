@@ -12,6 +12,7 @@ from neurodl.models._band_rows import BandRows, Bands
 from neurodl.models._conjugate import references, solve
 from neurodl.models._heldout import Part, score
 from neurodl.models._reduced import Reduced, reduce_split, search
+from neurodl.models._solvers import eigh
 from neurodl.models._splits import Splits
 from neurodl.models._targets import Block
 
@@ -125,7 +126,7 @@ class BandSearch:
             rows, train, test = self._rows(number)
             part = rows.part(block, train, test, self.scoring)
             mixture = torch.einsum("b,bij->ij", self.weights, rows.kernels).to(dtype)
-            eigenvalues, vectors = torch.linalg.eigh(mixture)
+            eigenvalues, vectors = eigh(mixture)
             eigenvalues.clamp_min_(0)
             kernels, cross = rows.kernels.to(dtype), rows.cross.to(dtype)
             pieces = []

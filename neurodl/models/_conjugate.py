@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import torch
 
+from neurodl.models._solvers import eigh
+
 N_ITERATIONS = 25
 N_REFINEMENTS = 8
 MIN_REFERENCES, MAX_REFERENCES = 4, 40
@@ -62,7 +64,7 @@ def references(
     spectra = []
     for one in centres:
         mixture = torch.einsum("b,bij->ij", one.exp().to(kernels.dtype), kernels)
-        eigenvalues, vectors = torch.linalg.eigh(mixture)
+        eigenvalues, vectors = eigh(mixture)
         spectra.append((eigenvalues.clamp_min(0), vectors))
     return References(spectra, nearest)
 

@@ -11,6 +11,7 @@ from neurodl.models._heldout import HeldOut, Operator, Part, composed, factored
 from neurodl.models._solvers import (
     Spectrum,
     dual_spectrum,
+    eigh,
     gains,
     primal_spectrum,
     quadratic_root,
@@ -179,7 +180,7 @@ class PrimalFold:
     def __init__(self, design: Design, own: torch.Tensor, held: torch.Tensor | None = None) -> None:
         self.design, self.own, self.held = design, own, held
         self.mean, covariance = _covariance(design, own)
-        self.eigenvalues, self.vectors = torch.linalg.eigh(covariance)
+        self.eigenvalues, self.vectors = eigh(covariance)
         self.eigenvalues.clamp_min_(0)
         del covariance
         self.turned = self._turn(own)
@@ -205,7 +206,7 @@ class PrimalFold:
         inner, outer = self.turned[train].double(), self.turned[test].double()
         mean = inner.mean(0)
         inner -= mean
-        eigenvalues, vectors = torch.linalg.eigh(inner.T @ inner)
+        eigenvalues, vectors = eigh(inner.T @ inner)
         return primal_spectrum(eigenvalues, inner @ vectors, (outer - mean) @ vectors)
 
     def split(self, train: torch.Tensor, test: torch.Tensor, scoring: str) -> PrimalSplit:
@@ -260,7 +261,7 @@ class PrimalSplit:
         else:
             inner = _second_moment(self.fold.turned[self.train])
         inner.addr_(self.train_mean, self.train_mean, alpha=-len(self.train))
-        eigenvalues, vectors = torch.linalg.eigh(inner)
+        eigenvalues, vectors = eigh(inner)
         eigenvalues.clamp_min_(0)
         del inner
         # predictions for "r" are centred over the held-out rows

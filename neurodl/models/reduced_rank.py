@@ -11,7 +11,7 @@ from neurodl.models._counts import check_counts, counts_up_to
 from neurodl.models._directions import DirectionsFold, target_kernel
 from neurodl.models._folds import DualFold, PrimalFold
 from neurodl.models._linear import LinearCV
-from neurodl.models._solvers import Spectrum, nonzero_part
+from neurodl.models._solvers import Spectrum, eigh, nonzero_part
 from neurodl.models._splits import Splits, inner_splits
 from neurodl.models._targets import Targets
 
@@ -55,7 +55,7 @@ def reduced_rank_directions(
         vectors, lengths, _ = torch.linalg.svd(shrunk, full_matrices=False)
         sizes = lengths.square()
     else:
-        ascending, vectors = torch.linalg.eigh(shrunk @ shrunk.T)
+        ascending, vectors = eigh(shrunk @ shrunk.T)
         sizes, vectors = ascending.flip(0).clamp_min(0), vectors.flip(1)
     return shrink * vectors[:, :rank], sizes[:rank]
 
@@ -74,7 +74,7 @@ def target_factor(basis: torch.Tensor, products: torch.Tensor, n_targets: int) -
         The inner products of rows over targets; they need not be centred.
     n_targets : int
     """
-    values, vectors = torch.linalg.eigh(basis.T @ products @ basis)
+    values, vectors = eigh(basis.T @ products @ basis)
     first = max(0, len(values) - n_targets)  # there are no more dimensions than targets
     return vectors[:, first:] * values[first:].clamp_min(0).sqrt()
 
