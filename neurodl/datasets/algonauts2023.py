@@ -30,7 +30,6 @@ CLASSES = (
 )  # fmt: skip
 N_NODES = 163842  # of fsaverage, each hemisphere
 ROWS = 256
-OTHER = "other"
 
 
 def load_algonauts2023(
@@ -59,7 +58,7 @@ def load_algonauts2023(
         repeats; those to the test images were not published. Coords hemisphere and node (the
         vertex of fsaverage), so that `Experiment.to_surface` works; one coord for each class of
         regions; and roi: of the visual areas, the category-selective regions and the streams the
-        first that the vertex is in. The attr ``rois_without_targets`` lists regions that the
+        first that the vertex is in, "" for none. The attr ``rois_without_targets`` lists regions that the
         subject lacks. Images are called by their number in the Natural Scenes Dataset, "nsd-00013",
         which is the same in all subjects.
 
@@ -211,7 +210,7 @@ def _nodes(folder: Path, side: str) -> np.ndarray:
 
 def _first_region(classes: Sequence[np.ndarray], roi: Sequence[str] | None) -> np.ndarray:
     """Return of each vertex the first class's region that it is in, of those asked for."""
-    found = np.full(len(classes[0]), OTHER, dtype="U16")
+    found = np.full(len(classes[0]), "", dtype="U16")
     for labels in reversed(classes):
         there = (labels != "") if roi is None else np.isin(labels, list(roi))
         found[there] = labels[there]

@@ -78,7 +78,7 @@ def test_everything_is_where_it_belongs(published):
     retinotopic = responses["prf-visualrois"].values
     assert (first[retinotopic != ""] == retinotopic[retinotopic != ""]).all()
     in_none = np.all([responses[name].values == "" for name in CLASSES], axis=0)
-    assert ((first == "other") == in_none).all()
+    assert ((first == "") == in_none).all()
     assert responses.attrs["rois_without_targets"] == "aTL-faces"
     ndl.check_responses(responses)
 
