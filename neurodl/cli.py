@@ -253,7 +253,9 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _datasets(options: argparse.Namespace) -> int:
-    from neurodl.datasets import dataset_card, fetch_dataset, list_datasets
+    import inspect
+
+    from neurodl.datasets import LOADERS, dataset_card, fetch_dataset, list_datasets
 
     if options.action == "list":
         table = list_datasets()[["modality", "access", "size"]].rename_axis(index=None)
@@ -264,7 +266,10 @@ def _datasets(options: argparse.Namespace) -> int:
         names = ", ".join(list_datasets().index)
         raise NeurodlError(f"Say which dataset: `datasets {options.action} NAME`, of {names}.")
     if options.action == "info":
-        _print_facts(dataset_card(options.name))
+        call = (
+            f"load_dataset({options.name!r}, ...), with {inspect.signature(LOADERS[options.name])}"
+        )
+        _print_facts(dataset_card(options.name) | {"call": call.partition(" -> ")[0]})
         return 0
     chosen = {"root": options.root, "subject": options.subject, "roi": options.roi}
     chosen |= dict(options.option)

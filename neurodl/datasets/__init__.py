@@ -3,6 +3,7 @@
 from neurodl.datasets.experiment import Experiment
 from neurodl.datasets.fetching import data_folder
 from neurodl.datasets.registry import (
+    LOADERS,
     check_dataset,
     dataset_card,
     fetch_dataset,
@@ -12,6 +13,7 @@ from neurodl.datasets.registry import (
 from neurodl.datasets.simulated import Simulation, simulate, write_simulated
 
 __all__ = [
+    "LOADERS",
     "Experiment",
     "Simulation",
     "check_dataset",

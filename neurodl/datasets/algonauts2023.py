@@ -58,9 +58,9 @@ def load_algonauts2023(
         repeats; those to the test images were not published. Coords hemisphere and node (the
         vertex of fsaverage), so that `Experiment.to_surface` works; one coord for each class of
         regions; and roi: of the visual areas, the category-selective regions and the streams the
-        first that the vertex is in, "" for none. The attr ``rois_without_targets`` lists regions that the
-        subject lacks. Images are called by their number in the Natural Scenes Dataset, "nsd-00013",
-        which is the same in all subjects.
+        first that the vertex is in, "" for none. The attr ``rois_without_targets`` lists regions
+        that the subject lacks. Images are called by their number in the Natural Scenes Dataset,
+        "nsd-00013", which is the same in all subjects.
 
     Raises
     ------

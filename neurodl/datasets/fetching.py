@@ -53,7 +53,9 @@ def ready_folder(card: Card, root: str | Path | None, chosen: Mapping[str, Any])
         return fetch_files(card, None, chosen)
     folder = Path(root).expanduser()
     if not folder.is_dir():
-        raise MissingFileError(f"The folder {folder} does not exist. {how_to_get(card, folder)}")
+        raise MissingFileError(
+            f"The folder {folder} does not exist. {how_to_get(card, folder, chosen)}"
+        )
     folder = _top(card, folder)
     _require(card, folder, chosen)
     return folder
@@ -68,7 +70,7 @@ def fetch_files(card: Card, root: str | Path | None, chosen: Mapping[str, Any]) 
     try:
         _fetch(card, folder, chosen)
     except DownloadError as error:
-        raise DownloadError(f"{error}\n{how_to_get(card, folder)}") from error
+        raise DownloadError(f"{error}\n{how_to_get(card, folder, chosen)}") from error
     _require(card, folder, chosen)
     return folder
 
@@ -135,9 +137,9 @@ def show_terms(card: Card) -> None:
         temporary.write_text(json.dumps(shown, indent=2), encoding="utf-8")
 
 
-def how_to_get(card: Card, folder: Path) -> str:
+def how_to_get(card: Card, folder: Path, chosen: Mapping[str, Any] | None = None) -> str:
     """Return what to do to have a dataset's files in `folder`, for messages."""
-    name = card.facts["name"]
+    name = card.facts["name"] + _flags(card, chosen or {})
     sources = [file for file in (*card.files(), *card.archives()) if file.urls]
     parts = []
     command = f"`neurodl datasets fetch {name} --root {folder}`"
@@ -151,7 +153,7 @@ def how_to_get(card: Card, folder: Path) -> str:
     listing = "; ".join(f"{file.path} from {file.urls[0]}" for file in sources[:4])
     by_hand = f"By hand: {listing}. " if listing else ""
     return (
-        f"How to get {name}: {'; '.join(parts) or card.facts['access']}. {steps} {by_hand}"
+        f"How to get {card.facts['name']}: {'; '.join(parts) or card.facts['access']}. {steps} {by_hand}"
         f"Put the files into {folder} under their published names, or say root='folder'."
     ).replace("  ", " ")
 
@@ -164,13 +166,24 @@ def _top(card: Card, folder: Path) -> Path:
     return resolved.parent if given else folder
 
 
+def _flags(card: Card, chosen: Mapping[str, Any]) -> str:
+    """Return what is chosen of a dataset as the command line takes it."""
+    words = []
+    for key in (key for key in card.choices if key in chosen):
+        values = chosen[key] if isinstance(chosen[key], list) else [chosen[key]]
+        plain = [str(one).lower() if isinstance(one, bool) else one for one in values]
+        flag = f"--{key} " if key in ("subject", "roi") else f"--option {key}="
+        words += [f" {flag}{one}" for one in plain]
+    return "".join(words)
+
+
 def _require(card: Card, folder: Path, chosen: Mapping[str, Any]) -> None:
     """Raise if files are missing that are not optional."""
     missing = [file.path for file in _missing(card.files(chosen), folder) if not file.optional]
     if missing:
         raise MissingFileError(
             f"{card.facts['name']}: {len(missing)} files are not in {folder}: "
-            f"{listed(missing, 6)}. {how_to_get(card, folder)}"
+            f"{listed(missing, 6)}. {how_to_get(card, folder, chosen)}"
         )
 
 

@@ -14,6 +14,7 @@ import neurodl as ndl
 from neurodl.cli import main
 from neurodl.datasets import check_dataset, fetch_dataset, registry
 from neurodl.datasets.cards import Card
+from neurodl.datasets.fetching import how_to_get
 from neurodl.errors import DownloadError, FileFormatError, MissingFileError, UnknownNameError
 
 CARD = """
@@ -259,6 +260,9 @@ def test_cards_tell_the_files_of_what_is_chosen(tmp_path):
     assert mini[0].urls == ("http://a/2/V1v?full", "http://b/V1v")
     assert [file.path for file in card.files({"track": "full"})] == ["sub02/WB.pkl"]
     assert len(card.files()) == 7
+    command = how_to_get(card, tmp_path, {"subject": 2, "roi": ["V1v", "PPA"], "track": "mini"})
+    options = "--subject 2 --roi V1v --roi PPA --option track=mini"
+    assert f"`neurodl datasets fetch a {options} --root {tmp_path}`" in command
     with pytest.raises(UnknownNameError, match=r"a has no roi 'V2'. Did you mean 'V1'"):
         card.files({"roi": ["V2"]})
     with pytest.raises(UnknownNameError, match="a has no subject '3'"):
