@@ -266,10 +266,11 @@ def _datasets(options: argparse.Namespace) -> int:
         names = ", ".join(list_datasets().index)
         raise NeurodlError(f"Say which dataset: `datasets {options.action} NAME`, of {names}.")
     if options.action == "info":
-        call = (
-            f"load_dataset({options.name!r}, ...), with {inspect.signature(LOADERS[options.name])}"
-        )
-        _print_facts(dataset_card(options.name) | {"call": call.partition(" -> ")[0]})
+        card = dataset_card(options.name)
+        options_of = inspect.signature(LOADERS[options.name]).parameters.values()
+        given = [f"{one.name}={one.default!r}" for one in options_of if one.name != "root"]
+        call = ", ".join([f'load_dataset("{options.name}"', *given]) + ")"
+        _print_facts(card | {"call": call})
         return 0
     chosen = {"root": options.root, "subject": options.subject, "roi": options.roi}
     chosen |= dict(options.option)

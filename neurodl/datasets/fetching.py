@@ -153,7 +153,8 @@ def how_to_get(card: Card, folder: Path, chosen: Mapping[str, Any] | None = None
     listing = "; ".join(f"{file.path} from {file.urls[0]}" for file in sources[:4])
     by_hand = f"By hand: {listing}. " if listing else ""
     return (
-        f"How to get {card.facts['name']}: {'; '.join(parts) or card.facts['access']}. {steps} {by_hand}"
+        f"How to get {card.facts['name']}: {'; '.join(parts) or card.facts['access']}. "
+        f"{steps} {by_hand}"
         f"Put the files into {folder} under their published names, or say root='folder'."
     ).replace("  ", " ")
 
