@@ -16,7 +16,7 @@ import pandas as pd
 from neurodl.datasets.cards import Card, CardFile
 from neurodl.errors import DownloadError, FileFormatError, MissingFileError, listed
 from neurodl.io.archives import unpack
-from neurodl.io.download import download, is_offline
+from neurodl.io.download import download
 from neurodl.io.store import atomic_path
 
 logger = logging.getLogger(__name__)
@@ -77,9 +77,17 @@ def fetch_files(card: Card, root: str | Path | None, chosen: Mapping[str, Any]) 
 
 def _fetch(card: Card, folder: Path, chosen: Mapping[str, Any]) -> None:
     """Fetch what is missing and can be fetched, files first, then archives."""
-    for file in _missing(card.files(chosen), folder):
-        if file.urls and not (file.optional and is_offline()):
+    wanted = [file for file in _missing(card.files(chosen), folder) if file.urls]
+    if wanted:
+        logger.info("fetching %d files of %s into %s", len(wanted), card.facts["name"], folder)
+    for file in wanted:
+        try:
             path = download(file.urls, folder / file.path, size=file.size, sha256=file.sha256)
+        except DownloadError as error:
+            if not file.optional:
+                raise
+            logger.warning("going on without %s: %s", file.path, error)
+        else:
             _record(folder, path, file.urls[0])
     missing = _missing(card.files(chosen), folder)
     if any(not file.urls for file in missing):

@@ -38,6 +38,7 @@ def load_nsd(
     subject: int = 1,
     roi: Sequence[str] | None = None,
     sessions: Iterable[int] | None = None,
+    images: bool = False,
 ) -> Experiment:
     """Open betas of one subject of the Natural Scenes Dataset, in the volume of 1.8 mm.
 
@@ -52,6 +53,8 @@ def load_nsd(
         the visual cortex that responds.
     sessions : iterable of int, optional
         Which sessions, from 1; all that are published by default.
+    images : bool
+        Whether the photographs (37 GB) are fetched and must be there; they are used if they are.
 
     Returns
     -------
@@ -103,7 +106,7 @@ def load_nsd(
         "test": seen.loc[seen["shared"], "stimulus"].tolist(),
     }
     return Experiment(
-        stimuli=_stimuli(root, sorted(seen["stimulus"])),
+        stimuli=_stimuli(root, sorted(seen["stimulus"]), images),
         responses=responses,
         ceiling=_ceiling(root, subject, places, responses),
         split=split,
@@ -218,10 +221,10 @@ def _ceiling(
     )
 
 
-def _stimuli(root: Path, ids: list[str]) -> Stimuli | None:
+def _stimuli(root: Path, ids: list[str], needed: bool) -> Stimuli | None:
     """Return the images, decoded when asked for, or None where they are not there."""
     path = root / IMAGES
-    if not path.is_file():
+    if not path.is_file() and not needed:
         return None
     sources = [StoredImage(path, "imgBrick", int(name.removeprefix("nsd-"))) for name in ids]
     return Stimuli(sources, pd.DataFrame(index=ids), "image")

@@ -144,6 +144,14 @@ def test_what_cannot_be_fetched_is_named(card, address, published, monkeypatch):
         ndl.load_dataset("kay2008")
 
 
+def test_what_is_optional_may_be_missing(card, address, published, caplog):
+    card(entries(address))
+    (published / "labels.npy").unlink()
+    experiment = ndl.load_dataset("kay2008")
+    assert "label" not in experiment.stimuli.table
+    assert "going on without kay_labels.npy" in caplog.text
+
+
 def test_gated_files_say_where_the_form_is_and_which_folder_to_fill(card, tmp_path):
     card('[[files]]\npath = "kay_images.npz"')
     with pytest.raises(MissingFileError) as caught:

@@ -106,6 +106,19 @@ def test_only_the_sessions_asked_for_are_fetched():
     assert len(everything) == 30
 
 
+def test_photographs_are_fetched_on_request_only(published):
+    card = Card.read(card_folder() / "nsd.toml")
+    for images, count in ((False, 0), (True, 1)):
+        files = card.files({"subject": 1, "sessions": [1], "images": images})
+        assert sum("nsd_stimuli" in file.path for file in files) == count
+    root, _ = published
+    (root / "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5").unlink()
+    options = {"root": root, "subject": 2, "sessions": [1]}
+    assert ndl.load_dataset("nsd", **options).stimuli is None
+    with pytest.raises(MissingFileError, match=r"nsd_stimuli\.hdf5"):
+        ndl.load_dataset("nsd", **options, images=True)
+
+
 def test_what_is_missing_or_wrong(published):
     root, arrays = published
     for options, error, message in (
