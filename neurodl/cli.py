@@ -135,6 +135,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         metavar="KEY=VALUE",
         help="one of the dataset's own, such as track=full",
     )
+    datasets.add_argument("--open", action="store_true", help="check: also open it, to look inside")
     backbones = add("backbones", _backbones, "list the networks, or say all about one")
     backbones.add_argument("name", nargs="?", metavar="NAME")
     backbones.add_argument("--search", metavar="TEXT", help="only names that contain TEXT")
@@ -275,13 +276,13 @@ def _datasets(options: argparse.Namespace) -> int:
     chosen = {"root": options.root, "subject": options.subject, "roi": options.roi}
     chosen |= dict(options.option)
     if options.action == "check":
-        return _check_dataset(options.name, chosen)
+        return _check_dataset(options.name, chosen, options.open)
     print(fetch_dataset(options.name, **chosen))
     return 0
 
 
-def _check_dataset(name: str, chosen: dict[str, Any]) -> int:
-    from neurodl.datasets import check_dataset
+def _check_dataset(name: str, chosen: dict[str, Any], inside: bool) -> int:
+    from neurodl.datasets import check_dataset, data_folder, load_dataset
 
     table = check_dataset(name, **chosen)
     counts = table["state"].value_counts()
@@ -290,7 +291,10 @@ def _check_dataset(name: str, chosen: dict[str, Any]) -> int:
     if len(shown):
         print(shown.to_string(index=False))
     print(", ".join(f"{count} {state}" for state, count in counts.items()) or "no files")
-    return FAILED if len(wrong) else 0
+    if len(wrong) or not inside:
+        return FAILED if len(wrong) else 0
+    print(load_dataset(name, **(chosen | {"root": chosen["root"] or data_folder() / name})))
+    return 0
 
 
 def _backbones(options: argparse.Namespace) -> int:

@@ -225,6 +225,12 @@ def test_the_command_line(card, address, tmp_path, capsys):
     assert capsys.readouterr().out.strip() == str(mine)
     assert main(["datasets", "check", "kay2008", "--root", str(mine)]) == 0
     assert "3 whole" in capsys.readouterr().out
+    assert main(["datasets", "check", "kay2008", "--root", str(mine), "--open"]) == 0
+    assert "<Experiment 'kay2008'" in capsys.readouterr().out
+    np.save(mine / "kay_labels.npy", np.zeros((2, 2)))
+    (mine / ".neurodl.json").unlink()  # or the size would already tell
+    assert main(["datasets", "check", "kay2008", "--root", str(mine), "--open"]) == 1
+    assert "kay_labels.npy has shape (2, 2)" in capsys.readouterr().err
     (mine / "kay_images.npz").unlink()
     assert main(["datasets", "check", "kay2008", "--root", str(mine)]) == 1
     assert "kay_images.npz missing" in capsys.readouterr().out
