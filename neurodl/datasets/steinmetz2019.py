@@ -13,7 +13,7 @@ import xarray as xr
 from neurodl.datasets.assemble import check_shape
 from neurodl.datasets.experiment import Experiment
 from neurodl.errors import FileFormatError, MissingFileError, UnknownNameError, did_you_mean
-from neurodl.io.pickles import n_objects, read_one_object
+from neurodl.io.one_object import n_objects, read_one_object
 
 PARTS = tuple(f"steinmetz_part{number}.npz" for number in range(3))
 TIMES, LFP = "steinmetz_st.npz", "steinmetz_lfp.npz"

@@ -16,13 +16,8 @@ import numpy as np
 import pytest
 
 from neurodl.errors import FileFormatError, MissingFileError
-from neurodl.io.pickles import (
-    n_objects,
-    read_object_array,
-    read_object_arrays,
-    read_one_object,
-    read_pickle,
-)
+from neurodl.io.one_object import n_objects, read_one_object
+from neurodl.io.pickles import read_object_array, read_object_arrays, read_pickle
 
 PLAIN = {
     "train": np.arange(24, dtype=np.float32).reshape(2, 3, 4),
