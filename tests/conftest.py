@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,3 +33,23 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
     """Keep the tests out of the user's folders."""
     monkeypatch.setenv("NEURODL_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setenv("NEURODL_DATA", str(tmp_path_factory.mktemp("data")))
+
+
+@pytest.fixture
+def run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str, str]]:
+    """Return what runs a command; it gives its status, standard output and standard error."""
+    from neurodl import cli
+
+    log = logging.getLogger("neurodl")
+    monkeypatch.setattr(log, "handlers", [])
+    monkeypatch.setattr(log, "level", log.level)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+
+    def run_command(*arguments: object) -> tuple[int, str, str]:
+        status = cli.main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return run_command

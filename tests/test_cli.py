@@ -11,26 +11,7 @@ import pytest
 import xarray as xr
 
 import neurodl as ndl
-from neurodl import cli, doctor
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Run a command; return its status, standard output and standard error."""
-    import logging
-    import warnings
-
-    log = logging.getLogger("neurodl")
-    monkeypatch.setattr(log, "handlers", [])
-    monkeypatch.setattr(log, "level", log.level)
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-
-    def run_command(*arguments):
-        status = cli.main([str(argument) for argument in arguments])
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return run_command
+from neurodl import doctor
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import neurodl as ndl
-from neurodl.cli import main
 from neurodl.datasets import check_dataset, fetch_dataset, registry
 from neurodl.datasets.cards import Card
 from neurodl.datasets.fetching import how_to_get
@@ -218,22 +217,23 @@ def test_sizes_and_hashes_of_the_card_are_checked(card, address, published):
         fetch_dataset("kay2008")
 
 
-def test_the_command_line(card, address, tmp_path, capsys):
+def test_the_command_line(card, address, tmp_path, run):
     card(entries(address))
     mine = tmp_path / "mine"
-    assert main(["datasets", "fetch", "kay2008", "--root", str(mine)]) == 0
-    assert capsys.readouterr().out.strip() == str(mine)
-    assert main(["datasets", "check", "kay2008", "--root", str(mine)]) == 0
-    assert "3 whole" in capsys.readouterr().out
-    assert main(["datasets", "check", "kay2008", "--root", str(mine), "--open"]) == 0
-    assert "<Experiment 'kay2008'" in capsys.readouterr().out
+    status, printed, _ = run("datasets", "fetch", "kay2008", "--root", mine)
+    assert (status, printed.strip()) == (0, str(mine))
+    check = ("datasets", "check", "kay2008", "--root", mine)
+    status, printed, _ = run(*check)
+    assert status == 0 and "3 whole" in printed
+    status, printed, _ = run(*check, "--open")
+    assert status == 0 and "<Experiment 'kay2008'" in printed
     np.save(mine / "kay_labels.npy", np.zeros((2, 2)))
     (mine / ".neurodl.json").unlink()  # or the size would already tell
-    assert main(["datasets", "check", "kay2008", "--root", str(mine), "--open"]) == 1
-    assert "kay_labels.npy has shape (2, 2)" in capsys.readouterr().err
+    status, _, said = run(*check, "--open")
+    assert status == 1 and "kay_labels.npy has shape (2, 2)" in said
     (mine / "kay_images.npz").unlink()
-    assert main(["datasets", "check", "kay2008", "--root", str(mine)]) == 1
-    assert "kay_images.npz missing" in capsys.readouterr().out
+    status, printed, _ = run(*check)
+    assert status == 1 and "kay_images.npz missing" in printed
     for arguments, message in (
         (["info"], "Say which dataset"),
         (["fetch", "kay208"], "Did you mean 'kay2008'"),
@@ -243,9 +243,8 @@ def test_the_command_line(card, address, tmp_path, capsys):
         (["fetch", "kay2008", "--subject", "2"], "no option 'subject'"),
         (["fetch", "simulated"], "has no files"),
     ):
-        status = main(["datasets", *arguments])
-        assert status != 0
-        assert message in capsys.readouterr().err
+        status, _, said = run("datasets", *arguments)
+        assert status != 0 and message in said
 
 
 def test_cards_tell_the_files_of_what_is_chosen(tmp_path):
