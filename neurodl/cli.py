@@ -121,21 +121,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     report.add_argument("scores", metavar="scores.nc", help="or a results folder")
     report.add_argument("--out", metavar="FILE", help="default: report.html beside the scores")
     report.add_argument("--title")
-    datasets = add("datasets", _datasets, "list, describe, fetch or check datasets")
-    datasets.add_argument("action", nargs="?", default="list", choices=DATASET_ACTIONS)
-    datasets.add_argument("name", nargs="?", metavar="NAME")
-    datasets.add_argument("--root", metavar="FOLDER", help="default: $NEURODL_DATA/NAME")
-    datasets.add_argument("--subject", metavar="N", help="fetch: the first one; check: all")
-    datasets.add_argument("--roi", action="append", metavar="ROI", help="may be given repeatedly")
-    datasets.add_argument(
-        "--option",
-        action="append",
-        type=_assignment,
-        default=[],
-        metavar="KEY=VALUE",
-        help="one of the dataset's own, such as track=full",
-    )
-    datasets.add_argument("--open", action="store_true", help="check: also open it, to look inside")
+    _add_options(add("datasets", _datasets, "list, describe, fetch or check datasets"))
     backbones = add("backbones", _backbones, "list the networks, or say all about one")
     backbones.add_argument("name", nargs="?", metavar="NAME")
     backbones.add_argument("--search", metavar="TEXT", help="only names that contain TEXT")
@@ -153,6 +139,24 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     cache.add_argument("--dry-run", action="store_true", help="only say what prune would remove")
     add("doctor", _doctor, "say what this machine has, what it lacks, and how to get it")
     return parser, dict(commands.choices)
+
+
+def _add_options(datasets: argparse.ArgumentParser) -> None:
+    """Add what chooses parts of a dataset."""
+    datasets.add_argument("action", nargs="?", default="list", choices=DATASET_ACTIONS)
+    datasets.add_argument("name", nargs="?", metavar="NAME")
+    datasets.add_argument("--root", metavar="FOLDER", help="default: $NEURODL_DATA/NAME")
+    datasets.add_argument("--subject", metavar="N", help="fetch: the first one; check: all")
+    datasets.add_argument("--roi", action="append", metavar="ROI", help="may be given repeatedly")
+    datasets.add_argument(
+        "--option",
+        action="append",
+        type=_assignment,
+        default=[],
+        metavar="KEY=VALUE",
+        help="one of the dataset's own, such as track=full",
+    )
+    datasets.add_argument("--open", action="store_true", help="check: also open it, to look inside")
 
 
 def _assignment(text: str) -> tuple[str, Any]:

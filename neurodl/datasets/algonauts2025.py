@@ -219,12 +219,11 @@ def _words_of(path: Path) -> pd.DataFrame:
     if lacking:
         raise FileFormatError(f"The transcript {path} lacks the columns {listed(lacking)}.")
     try:
-        lists = {
-            name: [ast.literal_eval(str(cell)) for cell in table[column].dropna()]
-            for name, column in columns.items()
-        }
-        rows = {name: [one for cell in cells for one in cell] for name, cells in lists.items()}
-        words = pd.DataFrame(rows).astype({"onset": float, "duration": float})
+        spoken = table[list(columns.values())].dropna(how="all")
+        cells = [map(ast.literal_eval, map(str, row)) for row in spoken.to_numpy()]
+        rows = [word for row in cells for word in zip(*row, strict=True)]
+        words = pd.DataFrame(rows, columns=list(columns))
+        words = words.astype({"onset": float, "duration": float})
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
         raise FileFormatError(f"The transcript {path} holds no lists of words: {error}") from error
     return words.assign(trial_type="word")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import xarray as xr
 
 from neurodl.datasets.assemble import first_file, read_pickled_arrays, side_by_side
 from neurodl.datasets.experiment import Experiment
-from neurodl.errors import PairingError, UnknownNameError, listed
+from neurodl.errors import MissingFileError, PairingError, UnknownNameError, listed
 from neurodl.stimuli import Stimuli
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ ROIS = (
     "V1v", "V1d", "V2v", "V2d", "V3v", "V3d", "hV4", "V3ab", "LOC", "EBA", "FFA", "OFA", "PPA",
     "RSC", "TOS", "STS", "IPS0", "IPS1-2-3", "7AL", "BA2", "PFt", "PFop", "MT",
 )  # fmt: skip
+ONLY_IN_B = ("MT",)
 
 
 def load_bold_moments(
@@ -48,7 +50,8 @@ def load_bold_moments(
         Regions, both hemispheres; all by default. "V1" stands for V1v and V1d, and so on.
     version : {"B", "A"}
         B: fMRIPrep and GLMsingle, which the authors recommend. A: betas of a FIR model, averaged
-        over 5 to 9 s after onset, as in Algonauts 2021.
+        over 5 to 9 s after onset, as in Algonauts 2021; both hemispheres are one region, without
+        MT.
     n_frames : int, optional
         How many evenly spaced frames of a video are decoded; all if None.
 
@@ -56,9 +59,9 @@ def load_bold_moments(
     -------
     Experiment
         Responses with dims ``(presentation, voxel)``, float32: 1000 training videos three times,
-        102 test videos ten times. Coords stimulus and repeat (presentation), roi and hemisphere
-        (voxel). The split is the published one. The ceiling is that of the test videos' means
-        over ten repeats, where the files hold it.
+        102 test videos ten times. Coords stimulus and repeat (presentation), roi and, in version B,
+        hemisphere (voxel). The split is the published one. The ceiling, where the files hold it,
+        is that of the test videos' means over ten repeats, and of no other responses.
 
     Raises
     ------
@@ -77,13 +80,15 @@ def load_bold_moments(
     regions: dict[str, np.ndarray] = {}
     sides: list[str] = []
     ceilings: list[np.ndarray] = []
-    for name in roi or ROIS:
+    for name in roi or [name for name in ROIS if version == "B" or name not in ONLY_IN_B]:
         found = _region(root / FOLDERS[version], subject, name, version)
         regions[name] = np.concatenate([rows for _, rows, _ in found], axis=1)
         for side, rows, ceiling in found:
             sides += [side] * rows.shape[1]
             ceilings += [] if ceiling is None else [ceiling]
-    coords = _presentations(split) | {"hemisphere": ("voxel", sides)}
+    coords = _presentations(split)
+    if version == "B":
+        coords["hemisphere"] = ("voxel", sides)
     attrs = {"units": "z-scored beta", "subject": f"sub-{subject:02d}", "space": "MNI152"}
     responses = side_by_side(regions, ("presentation", "voxel"), coords, attrs)
     return Experiment(
@@ -100,8 +105,11 @@ def _region(
 ) -> list[tuple[str, np.ndarray, np.ndarray | None]]:
     """Return of each hemisphere its name, the presentations x voxels, and the ceiling."""
     found = []
-    for letter, side in (("l", "left"), ("r", "right")):
-        path = first_file(folder, file_names(subject, letter + name, version))
+    if version == "B":
+        paths = {side: _file_of_b(folder, subject, side[0] + name) for side in ("left", "right")}
+    else:
+        paths = {"": _file_of_a(folder, subject, name)}
+    for side, path in paths.items():
         shapes = {f"{part}_data_allvoxel": (*size, None) for part, size in PARTS.items()}
         content = read_pickled_arrays(path, shapes)
         rows = [content[key].reshape(-1, content[key].shape[-1]) for key in shapes]
@@ -110,12 +118,28 @@ def _region(
     return found
 
 
-def file_names(subject: int, region: str, version: str) -> list[str]:
-    """Return where a region's file may lie, by preference; `region` begins with l or r."""
-    if version == "B":
-        start = f"sub-{subject:02d}/sub-{subject:02d}_roi-{region}_betas"
-        return [f"{start}_normalized.pkl", f"{start}-GLMsingle_type-typed_z=1.pkl"]
-    return [f"{prefix}{subject:02d}/*{region}*.pkl" for prefix in ("sub-", "sub")]
+def _file_of_b(folder: Path, subject: int, region: str) -> Path:
+    """Return the file of a region, whose name begins with l or r."""
+    start = f"sub-{subject:02d}/sub-{subject:02d}_roi-{region}_betas"
+    names = [f"{start}_normalized.pkl", f"{start}-GLMsingle_type-typed_z=1.pkl"]
+    return first_file(folder, names)
+
+
+def _file_of_a(folder: Path, subject: int, region: str) -> Path:
+    """Return the one file in whose path the subject stands, and in whose name the region."""
+    alone = re.compile(rf"(?<![A-Za-z0-9]){re.escape(region)}(?![A-Za-z0-9])")
+    whose = re.compile(rf"sub-?{subject:02d}(?!\d)")
+    files = [
+        path
+        for path in sorted(folder.rglob("*.pkl"))
+        if alone.search(path.name) and whose.search(path.relative_to(folder).as_posix())
+    ]
+    if len(files) != 1:
+        raise MissingFileError(
+            f"{folder} has {len(files)} files of {region} of subject {subject} in place of one "
+            f"({listed([path.name for path in files])})."
+        )
+    return files[0]
 
 
 def _presentations(split: dict[str, list[str]]) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def _fetch(card: Card, folder: Path, chosen: Mapping[str, Any]) -> None:
         else:
             _record(folder, path, file.urls[0])
     missing = _missing(card.files(chosen), folder)
-    if any(not file.urls for file in missing):
+    if any(not (file.urls or file.optional) for file in missing):
         for archive in card.archives(chosen):
             _unpack(archive, folder)
 
@@ -141,8 +141,11 @@ def show_terms(card: Card) -> None:
         return
     logger.warning("Terms of use of %s, which you accept by using it:\n%s", name, terms)
     shown[name] = {"sha256": digest, "shown": _today()}
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(shown, indent=2), encoding="utf-8")
+    try:
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(shown, indent=2), encoding="utf-8")
+    except OSError as error:
+        logger.info("the terms will be shown again: %s", error)
 
 
 def how_to_get(card: Card, folder: Path, chosen: Mapping[str, Any] | None = None) -> str:

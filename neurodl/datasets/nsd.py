@@ -22,6 +22,7 @@ BETAS = "nsddata_betas/ppdata/subj{:02d}/func1pt8mm/betas_fithrf_GLMdenoise_RR"
 REGIONS = "nsddata/ppdata/subj{:02d}/func1pt8mm/roi"
 LABELS = "nsddata/freesurfer/subj{:02d}/label"
 DESIGN = "nsddata/experiments/nsd/nsd_expdesign.mat"
+DESIGN_KEYS = ("masterordering", "subjectim", "sharedix")
 IMAGES = "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5"
 CLASSES = (
     "prf-visualrois", "floc-bodies", "floc-faces", "floc-places", "floc-words", "streams",
@@ -63,8 +64,8 @@ def load_nsd(
         b3 of the betas. Coords stimulus, repeat and session (presentation); roi, i, j and k
         (voxel), so that `Experiment.to_nifti` works. Images are called by their number from 0,
         "nsd-00013". The test split are the images that all subjects were meant to see. The
-        ceiling is that of means over three presentations. Only voxels of the regions are kept,
-        25 trials at a time.
+        ceiling is that of means over the presentations that are read. Only voxels of the regions
+        are kept, 25 trials at a time.
 
     Raises
     ------
@@ -173,8 +174,9 @@ def _labels(path: Path) -> dict[int, str]:
 def _trials(root: Path, subject: int, sessions: list[int]) -> pd.DataFrame:
     """Return stimulus, repeat, session and whether it is shared, one row per presentation."""
     path = root / DESIGN
-    design = read_mat(path, ["masterordering", "subjectim", "sharedix"])
-    order, images = design["masterordering"].ravel(), design["subjectim"]
+    design = read_mat(path, DESIGN_KEYS)
+    order, images, shared = (design[key].astype(np.int64) for key in DESIGN_KEYS)
+    order, shared = order.ravel(), shared.ravel()
     check_shape(order, (40 * N_TRIALS,), f"{path}: masterordering")
     check_shape(images, (8, None), f"{path}: subjectim")
     numbers = images[subject - 1][order - 1] - 1  # of images, from 0
@@ -184,7 +186,7 @@ def _trials(root: Path, subject: int, sessions: list[int]) -> pd.DataFrame:
             "stimulus": [f"nsd-{number:05d}" for number in numbers],
             "repeat": repeat,
             "session": [str(session) for session in np.repeat(np.arange(1, 41), N_TRIALS)],
-            "shared": np.isin(numbers, design["sharedix"].ravel() - 1),
+            "shared": np.isin(numbers, shared - 1),
         }
     )
     rows = [np.arange((session - 1) * N_TRIALS, session * N_TRIALS) for session in sessions]
@@ -207,17 +209,18 @@ def _read(
 def _ceiling(
     root: Path, subject: int, places: tuple[np.ndarray, ...], responses: xr.DataArray
 ) -> xr.DataArray | None:
-    """Return the reliability of means over three presentations, from the published ncsnr."""
+    """Return the reliability of means over the presentations, from the published ncsnr."""
     path = root / BETAS.format(subject) / "ncsnr.nii.gz"
     if not path.is_file():
         return None
     squared = np.asarray(nib.load(path).dataobj)[places].astype(np.float64) ** 2
+    shown = np.unique(responses["stimulus"].values, return_counts=True)[1]
     coords = {key: one for key, one in responses.coords.items() if one.dims == ("voxel",)}
     return xr.DataArray(
-        (squared / (squared + 1 / 3)).astype(np.float32),
+        (squared / (squared + (1 / shown).mean())).astype(np.float32),
         dims="voxel",
         coords=coords,
-        attrs={"units": "reliability (variance)", "method": "ncsnr", "n_averaged": "3"},
+        attrs={"units": "reliability (variance)", "method": "ncsnr", "n_averaged": "all"},
     )
 
 

@@ -71,7 +71,8 @@ def load_steinmetz2019(
         Responses with dims ``(presentation, time, unit)``, float32, attr bin_width = 0.01 s, or
         ``(presentation, time, channel)`` for the LFP. Coords time (start of the bin from the
         onset of the gratings [s], from -0.5), stimulus (both contrasts); contrast_left,
-        contrast_right, response (-1, 0, 1: turns left, none, right), feedback_type and the other
+        contrast_right, response (-1, 0 for none, 1; -1 is right where the contrast is higher on the
+        right), feedback_type and the other
         facts of each presentation; wheel, face, licks and pupil over time; roi (the group), area
         (the acronym), fast_spiking and place (ccf_ap, ccf_dv, ccf_lr [um]) of each unit.
         With `spike_times`, spikes lie on one clock [s] on which presentation k begins at 10 k, and

@@ -16,6 +16,7 @@ from neurodl.io.images import image_stack
 from neurodl.io.pickles import read_object_array
 from neurodl.stimuli import Stimuli
 
+N_IMAGES = 2800
 BIN = 1.2  # s, of the spontaneous activity
 IMAGES = "images_natimg2800_all.mat"
 RECORDINGS = "natimg2800_M*.mat"
@@ -146,7 +147,7 @@ def load_stringer_images(root: Path, recording: int = 0) -> Experiment:
     content = read_mat(path, ["stim.resp", "stim.istim"])
     number = content["stim.istim"].ravel().astype(int)
     check_shape(content["stim.resp"], (len(number), None), f"{path}: stim.resp")
-    shown = number < number.max()  # the last number is the grey screen
+    shown = number <= N_IMAGES  # the number after is the grey screen
     number, values = number[shown], content["stim.resp"][shown]
     names = np.array([f"image-{one:04d}" for one in number])
     order: dict[str, int] = {}

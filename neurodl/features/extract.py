@@ -151,6 +151,8 @@ def _when(stimuli: Stimuli, ids: np.ndarray) -> dict[str, tuple[str, np.ndarray]
     if not {"onset", "duration"} <= set(table):
         return {}
     times = {name: table[name].to_numpy(np.float64) for name in ("onset", "duration")}
+    if not all(np.isfinite(values).all() for values in times.values()):
+        return {}  # not every stimulus was shown at a time
     labels = {
         name: np.array([str(one) for one in table[name]])
         for name in ("run", "session")

@@ -80,12 +80,8 @@ class LinearReadout(nn.Module):
         return self.linear(output.flatten(1))
 
 
-class _Pooled(nn.Module):
-    """A target sees some places, the same for all channels, and weighs the channels.
-
-    The prediction is the bias plus the sum over channels of weight times the channel's mean over
-    places, by the target's mask.
-    """
+class _AtPlaces(nn.Module):
+    """A target sees some places, the same for all channels, and weighs the channels."""
 
     def __init__(self, shape: Sequence[int], n_targets: int, n_prefix: int = 0) -> None:
         super().__init__()
@@ -94,18 +90,17 @@ class _Pooled(nn.Module):
         self.channels = nn.Parameter(torch.zeros(n_targets, example.values.shape[1]))
         self.bias = nn.Parameter(torch.zeros(n_targets))
 
-    def mask(self) -> torch.Tensor:
-        """Return how much each target sees of each place, (n_targets, n_places)."""
-        raise NotImplementedError
+    def through(self, output: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Return predictions (n_samples, n_targets) from channels added up by a mask.
 
-    def forward(self, output: torch.Tensor) -> torch.Tensor:
-        """Return predictions (n_samples, n_targets)."""
+        mask : (n_targets, n_places)
+        """
         values = at_places(output, self.n_prefix).values
-        seen = torch.einsum("ncp,tp->ntc", values, self.mask().to(values.dtype))
+        seen = torch.einsum("ncp,tp->ntc", values, mask.to(values.dtype))
         return torch.einsum("ntc,tc->nt", seen, self.channels.to(values.dtype)) + self.bias
 
 
-class FactorisedReadout(_Pooled):
+class FactorisedReadout(_AtPlaces):
     """The mask is free: one number per target and place, of either sign.
 
     References
@@ -119,12 +114,12 @@ class FactorisedReadout(_Pooled):
         n_places = self.height * self.width
         self.places = nn.Parameter(torch.full((n_targets, n_places), 1 / n_places))
 
-    def mask(self) -> torch.Tensor:
-        """Return how much each target sees of each place, (n_targets, n_places)."""
-        return self.places
+    def forward(self, output: torch.Tensor) -> torch.Tensor:
+        """Return predictions (n_samples, n_targets)."""
+        return self.through(output, self.places)
 
 
-class GaussianReadout(_Pooled):
+class GaussianReadout(_AtPlaces):
     """The mask is a Gaussian over the map, with sum 1.
 
     ``centre`` (y, x) is -1 and 1 at the first and last row and column, ``log_width`` the logarithm
@@ -148,8 +143,12 @@ class GaussianReadout(_Pooled):
             profiles.append(torch.softmax(-0.5 * distance.square(), dim=1))
         return (profiles[0][:, :, None] * profiles[1][:, None, :]).flatten(1)
 
+    def forward(self, output: torch.Tensor) -> torch.Tensor:
+        """Return predictions (n_samples, n_targets)."""
+        return self.through(output, self.mask())
 
-class PointReadout(_Pooled):
+
+class PointReadout(_AtPlaces):
     """A target sees one point of the map, drawn from a Gaussian while it is trained.
 
     Between places it is interpolated. In evaluation the point is the Gaussian's centre.
@@ -176,7 +175,7 @@ class PointReadout(_Pooled):
         return torch.einsum("nct,tc->nt", seen, self.channels.to(maps.dtype)) + self.bias
 
 
-class AttentionReadout(_Pooled):
+class AttentionReadout(_AtPlaces):
     """The mask depends on the sample: where its channels agree most with the target's query."""
 
     def __init__(self, shape: Sequence[int], n_targets: int, n_prefix: int = 0) -> None:

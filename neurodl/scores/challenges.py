@@ -83,9 +83,10 @@ def _in_order(predictions: xr.DataArray, responses: xr.DataArray) -> np.ndarray:
         raise PairingError(f"Predictions are by {sample_dim(predictions)}, responses by {samples}.")
     if samples == "time":
         same = predictions.sizes["time"] == responses.sizes["time"] and all(
-            np.array_equal(predictions[key].values, responses[key].values)
+            key in predictions.coords
+            and np.array_equal(predictions[key].values, responses[key].values)
             for key in ("time", "run")
-            if key in responses.coords and key in predictions.coords
+            if key in responses.coords
         )
         if not same:
             raise PairingError("Predictions and responses have other times or runs.")

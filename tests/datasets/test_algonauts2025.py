@@ -121,9 +121,10 @@ def test_words_of_the_transcripts(published):
     events = ndl.load_dataset("algonauts2025", **options).events
     assert events["word"].tolist() == ["Hi", "th'ere", "you."]
     assert events["onset"].tolist() == [1.5, 2.0, 3.25] and set(events["run"]) == {"s01e01a"}
-    path.write_text(f"{WORDS}\nx\t__import__('os')\t[1]\t[2]")
-    with pytest.raises(FileFormatError, match="holds no lists of words"):
-        ndl.load_dataset("algonauts2025", **options)
+    for wrong in ("__import__('os')\t[1]\t[2]", "['a', 'b']\t[1]\t[1, 2]", "['a']\t\t[1]"):
+        path.write_text(f"{WORDS}\nx\t{wrong}")
+        with pytest.raises(FileFormatError, match="holds no lists of words"):
+            ndl.load_dataset("algonauts2025", **options)
 
 
 def test_movies_are_found_under_their_published_names(published):

@@ -34,7 +34,10 @@ def published(tmp_path, rng, old_pickle):
         arrays[region] = content(rng, 3, ceiling=True)
         name = f"sub-02_roi-{region}_betas-GLMsingle_type-typed_z=1.pkl"
         old_pickle(tmp_path / B / name, arrays[region])
-        old_pickle(tmp_path / A / f"{region}_TRavg56789.pkl", arrays[region])
+    for region in ("PPA", "V1v", "IPS1-2-3"):
+        arrays[f"A {region}"] = content(rng, 4, ceiling=region == "PPA")
+        for name in (f"{region}_TRavg56789.pkl", f"x{region}_TRavg56789.pkl"):
+            old_pickle(tmp_path / A / name, arrays[f"A {region}"])
     return tmp_path, arrays
 
 
@@ -47,7 +50,7 @@ def test_repeats_regions_and_hemispheres(published):
     assert list(dict.fromkeys(roi)) == ["V1v", "V1d", "EBA"]
     stimulus, repeat = responses["stimulus"].values, responses["repeat"].values
     for name, stored in arrays.items():
-        if name[1:] == "PPA":
+        if name[1:] == "PPA" or name.startswith("A "):
             continue
         chosen = (roi == name[1:]) & (side == {"l": "left", "r": "right"}[name[0]])
         for video, number, part, index in (
@@ -69,9 +72,28 @@ def test_repeats_regions_and_hemispheres(published):
 def test_published_ceilings_are_reliabilities(published, version):
     root, arrays = published
     experiment = ndl.load_dataset("bold_moments", root=root, subject=2, roi="PPA", version=version)
-    percent = [arrays[name]["test_noiseceiling_allvoxel"] for name in ("lPPA", "rPPA")]
+    names = ("lPPA", "rPPA") if version == "B" else ("A PPA",)
+    percent = [arrays[name]["test_noiseceiling_allvoxel"] for name in names]
     np.testing.assert_allclose(experiment.ceiling, np.concatenate(percent) / 100, rtol=1e-6)
-    assert experiment.ceiling["hemisphere"].values.tolist() == ["left"] * 3 + ["right"] * 3
+    if version == "B":
+        assert experiment.ceiling["hemisphere"].values.tolist() == ["left"] * 3 + ["right"] * 3
+
+
+def test_version_a_has_regions_of_both_hemispheres(published, old_pickle, rng):
+    root, arrays = published
+    options = {"root": root, "subject": 2, "version": "A"}
+    responses = ndl.load_dataset("bold_moments", **options, roi=["V1v", "IPS1-2-3"]).responses
+    stored = np.hstack(
+        [arrays[f"A {roi}"]["train_data_allvoxel"][7, 1] for roi in ("V1v", "IPS1-2-3")]
+    )
+    row = (responses["stimulus"].values == "0008") & (responses["repeat"].values == 2)
+    np.testing.assert_allclose(responses.values[row][0], stored, rtol=1e-6)
+    assert "hemisphere" not in responses.coords
+    with pytest.raises(MissingFileError, match="has 0 files of MT of subject 2"):
+        ndl.load_dataset("bold_moments", **options, roi="MT")
+    old_pickle(root / A / "again" / "V1v.pkl", arrays["A V1v"])
+    with pytest.raises(MissingFileError, match="has 2 files of V1v"):
+        ndl.load_dataset("bold_moments", **options, roi="V1v")
 
 
 def test_only_what_is_asked_for_is_fetched():

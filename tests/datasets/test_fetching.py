@@ -177,6 +177,25 @@ def test_archives_are_unpacked_and_removed_if_they_were_fetched(
     assert (folder / "all.zip").is_file() == by_hand
 
 
+def test_what_is_optional_sends_for_no_archive(card, address, published):
+    """Or each call would fetch it again."""
+    assert not (published / "all.zip").exists()
+    images = f'[[files]]\npath = "kay_images.npz"\nurls = ["{address}/images.npz"]'
+    optional = '[[files]]\npath = "videos/*.mp4"\noptional = true'
+    archive = f'[[archives]]\npath = "a.zip"\nurls = ["{address}/all.zip"]'
+    card(f"{images}\n{optional}\n{archive}")
+    for _ in range(2):
+        assert len(ndl.load_dataset("kay2008").responses) == 5
+
+
+def test_terms_that_cannot_be_recorded_stop_nothing(card, address, tmp_path, monkeypatch, caplog):
+    card(entries(address))
+    mine = fetch_dataset("kay2008", root=tmp_path / "mine")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("NEURODL_DATA", str(tmp_path / "file" / "folder"))
+    assert len(ndl.load_dataset("kay2008", root=mine).responses) == 5
+
+
 def test_a_damaged_archive_is_not_kept(card, address, published):
     (published / "all.zip").write_bytes(b"PK\3\4 and no more")
     archive = f'[[archives]]\npath = "a.zip"\nurls = ["{address}/all.zip"]'

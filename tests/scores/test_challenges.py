@@ -110,6 +110,8 @@ def test_2025_leaves_out_five_samples_at_the_ends_of_each_movie(rng):
     np.testing.assert_allclose(score, expected, rtol=1e-4)
     with pytest.raises(PairingError, match="other times or runs"):
         ndl.challenge_score("algonauts2025", predictions[::-1], responses)
+    with pytest.raises(PairingError, match="other times or runs"):
+        ndl.challenge_score("algonauts2025", predictions.drop_vars("run"), responses)
     with pytest.raises(SchemaError, match="too few samples"):
         ndl.challenge_score("algonauts2025", predictions[:8], responses[:8])
 
