@@ -42,6 +42,10 @@ class TooLargeError(NeurodlError, MemoryError):
     """A computation needs more memory than is free; the message says what takes the room."""
 
 
+class TrainingError(NeurodlError, RuntimeError):
+    """The training of a network ran away; the message says what to try."""
+
+
 class UnknownNameError(NeurodlError, ValueError):
     """A name (dataset, backbone, layer, key) does not exist; near matches are listed."""
 

@@ -161,6 +161,10 @@ class Backbone:
         """Return a short summary."""
         return f"<Backbone {self.name}: {self.weights}; {len(self.layers)} layers>"
 
+    def __sklearn_clone__(self) -> Backbone:
+        """Return itself: copies of a model share the network that they start from."""
+        return self
+
     @property
     def kind(self) -> str:
         """Return what the network takes: "image" or "video"."""

@@ -63,7 +63,7 @@ def calibrate_batchnorm(
     """
     rows = _rows(stimuli, list(ids))
     module = copy.deepcopy(backbone.module)
-    norms = [part for part in module.modules() if _has_statistics(part)]
+    norms = [part for part in module.modules() if has_statistics(part)]
     if not norms:
         raise ValueError(
             f"{backbone.name} has no batch normalisation with running statistics: there is "
@@ -74,7 +74,7 @@ def calibrate_batchnorm(
     framewise = backbone.kind == "image" and inputs[0].ndim == 4
     batch = torch.cat(inputs) if framewise else torch.stack(inputs)
     module.to(chosen)
-    handles = [norm.register_forward_pre_hook(_take_statistics) for norm in norms]
+    handles = [norm.register_forward_pre_hook(take_statistics) for norm in norms]
     with torch.no_grad():
         module(batch.to(chosen))
     for handle in handles:
@@ -83,11 +83,12 @@ def calibrate_batchnorm(
     return dataclasses.replace(backbone, module=module.cpu(), weights=origin)
 
 
-def _has_statistics(part: nn.Module) -> bool:
+def has_statistics(part: nn.Module) -> bool:
+    """Return whether a module is batch normalisation with running statistics."""
     return isinstance(part, BatchNorm) and part.running_mean is not None
 
 
-def _take_statistics(norm: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+def take_statistics(norm: Any, inputs: tuple[torch.Tensor, ...]) -> None:
     """Set a layer's statistics to those of its input, before it normalises by them."""
     places = [axis for axis in range(inputs[0].ndim) if axis != 1]
     # Biased, as in training: the output has variance 1 over this set.

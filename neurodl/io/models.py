@@ -44,7 +44,8 @@ def write_model(model: Any, path: Path) -> None:
         )
     encoder = Encoder(HOME)
     parameters = model.get_params(deep=False)
-    learned = {key: one for key, one in vars(model).items() if key not in parameters}
+    left_out = {*parameters, *getattr(model, "not_saved", ())}
+    learned = {key: one for key, one in vars(model).items() if key not in left_out}
     metadata = {
         "format": FORMAT,
         "neurodl": __version__,

@@ -1,6 +1,7 @@
 """Encoding models: scikit-learn style estimators over plain arrays."""
 
 from neurodl.models.banded_ridge import BandedRidgeCV
+from neurodl.models.encoder import NeuralEncoder
 from neurodl.models.fractional import FractionalRidgeCV
 from neurodl.models.kernel_ridge import KernelRidgeCV
 from neurodl.models.pls import PLS
@@ -13,6 +14,7 @@ __all__ = [
     "BandedRidgeCV",
     "FractionalRidgeCV",
     "KernelRidgeCV",
+    "NeuralEncoder",
     "ReducedRankRidgeCV",
     "RidgeCV",
     "StackedRidgeCV",

@@ -17,7 +17,7 @@ from neurodl.errors import NeurodlWarning
 from neurodl.metrics import pearson_r, r2, r2_by_band
 from neurodl.models._bands import band_columns
 from neurodl.models._base import FoldPrediction
-from neurodl.scores.pairing import fit_parameter, last_step, takes_kernel
+from neurodl.scores.pairing import fit_parameter, last_step, takes_kernel, takes_stimuli
 
 
 class Rows(NamedTuple):
@@ -49,7 +49,11 @@ class Fits:
         rows: Rows,
         used: np.ndarray,
         keep_predictions: bool,
+        stimuli: Any = None,
+        ceilings: list[np.ndarray] | None = None,
     ) -> None:
+        self.stimuli = stimuli if takes_stimuli(model) else None
+        self.ceilings = ceilings
         self.model, self.used, self.splits = clone(model, safe=False), used, rows.splits
         self.bands = rows.bands
         observed = rows.observed
@@ -82,8 +86,8 @@ class Fits:
                 predicted = part.predicted
                 observed = self.observed[test][:, part.columns]
                 observed = torch.as_tensor(observed, device=predicted.device)
-                result["r"][part.fold, places] = pearson_r(predicted, observed).cpu().numpy()
-                result["r2"][part.fold, places] = r2(predicted, observed).cpu().numpy()
+                for name, score in (("r", pearson_r), ("r2", r2)):
+                    result[name][part.fold, places] = _over_known(score, predicted, observed)
                 result["alpha"][part.fold, places] = part.alpha.cpu().numpy()
                 by_band = dict(part.by_band or {})
                 if part.parts is not None:
@@ -98,11 +102,16 @@ class Fits:
                 advance(len(places))
         return result
 
-    def _predictions(self, features: np.ndarray) -> Generator[FoldPrediction, None, None]:
+    def _predictions(self, features: Any) -> Generator[FoldPrediction, None, None]:
         """Yield the predictions of some targets in some fold."""
         if hasattr(self.model, "predict_folds"):
             model = self._fresh(self.bands)
-            labels = {"groups": self.groups} | ({} if self.runs is None else {"runs": self.runs})
+            labels: dict[str, Any] = {"groups": self.groups}
+            labels |= {} if self.runs is None else {"runs": self.runs}
+            labels |= {} if self.ceilings is None else {"ceilings": self.ceilings}
+            if self.stimuli is not None:
+                rows = features[:, 0].astype(int).tolist()
+                features = torch.utils.data.Subset(self.stimuli, rows)
             yield from model.predict_folds(features, self.observed, self.splits, **labels)
             self.n_fits += len(self.splits)
             return
@@ -167,6 +176,24 @@ class Fits:
                 NeurodlWarning,
                 stacklevel=3,
             )
+
+
+def _over_known(
+    score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    predicted: torch.Tensor,
+    observed: torch.Tensor,
+) -> np.ndarray:
+    """Return a score per target (n_targets,), over the rows in which it was recorded."""
+    known = observed.isfinite()
+    if known.all():
+        return score(predicted, observed).cpu().numpy()
+    found = np.full(observed.shape[1], np.nan, np.float32)
+    patterns, which = torch.unique(known, dim=1, return_inverse=True)
+    for number, rows in enumerate(patterns.T):
+        columns = which == number
+        part = score(predicted[rows][:, columns], observed[rows][:, columns])
+        found[columns.cpu().numpy()] = part.cpu().numpy()
+    return found
 
 
 def _alpha(fitted: Any) -> Any:

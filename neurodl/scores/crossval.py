@@ -20,6 +20,7 @@ from neurodl.schema import (
     check_responses,
     check_scores,
     sample_dim,
+    sample_ids,
     target_dim,
 )
 from neurodl.scores._fits import Fits, Rows
@@ -30,9 +31,12 @@ from neurodl.scores.pairing import (
     n_features,
     paired,
     side_by_side,
+    stimulus_rows,
     takes_bands,
+    takes_stimuli,
 )
 from neurodl.scores.splits import make_splits
+from neurodl.stimuli import Stimuli
 
 ALL_LAYERS = "all"
 LAYER_COORDS = ("backbone", "weights", "weights_sha256", "licence", "transform", "pool", "reduce")
@@ -41,7 +45,7 @@ KEPT_ATTRS = ("units", "subject", "space", "affine", "shape", "tr", "bin_width")
 
 def cross_validate(
     model: Any,
-    X: xr.DataArray | Mapping[str, xr.DataArray],
+    X: xr.DataArray | Mapping[str, xr.DataArray] | Stimuli,
     responses: xr.DataArray,
     *,
     cv: Any = 5,
@@ -67,13 +71,15 @@ def cross_validate(
         take ``runs``, they are given the coord run. Where the model has ``centre="runs"``, the
         responses are scored about the mean of their run, too. Of a pipeline, the last step is
         what counts: it is given groups and runs.
-    X : xarray.DataArray or mapping of layer to xarray.DataArray
-        Features; see `check_features`. Kernels go with models that have ``kernel="precomputed"``.
+    X : xarray.DataArray, mapping of layer to xarray.DataArray, or Stimuli
+        Features; see `check_features`. A `NeuralEncoder` takes the stimuli. Kernels go with models that have ``kernel="precomputed"``.
         A model with ``bands=None``, as `BandedRidgeCV`, takes all layers at once, each as a band;
         the result has one layer, "all".
     responses : xarray.DataArray
         See `check_responses`. Targets with missing values, and targets that do not vary in some
-        training or test rows, are excluded and counted.
+        training or test rows, are excluded and counted. A model that can do with missing values,
+        as `NeuralEncoder`, keeps those that vary over the known rows of each part, and is scored
+        on them.
     cv, groups, seed, repeats_across_folds
         See `make_splits`.
     ceiling : xarray.DataArray, optional
@@ -111,9 +117,10 @@ def cross_validate(
     >>> bool(cross_validate(Ridge(), X, Y, cv=4)["r"].mean() > 0.9)
     True
     """
-    layers = check_features(X)
+    layers = _inputs(model, X)
     check_responses(responses)
     n_repeats = int(responses.sizes.get("repeat", 1))
+    whole, given = responses, ceiling
     if ceiling is None:
         ceiling = _own_ceiling(responses)
     layers, rows = paired_rows(
@@ -127,13 +134,16 @@ def cross_validate(
         repeats_across_folds=repeats_across_folds,
     )
     responses, observed, splits = rows.responses, rows.observed, rows.splits
-    reasons = _exclusions(observed, splits)
+    reasons = _exclusions(observed, splits, takes_missing=takes_stimuli(model))
     used = ~np.any(list(reasons.values()), 0)
     if not used.any():
         raise SchemaError(
             "No target can be scored: all have missing values or do not vary in some fold."
         )
-    fold_scores = Fits(model, rows, used, keep_predictions)
+    if hasattr(last_step(model), "check_targets") and "roi" in responses.coords:
+        last_step(model).check_targets(np.unique(responses["roi"].values.astype(str)))
+    ceilings = _fold_ceilings(model, whole, rows, given, used)
+    fold_scores = Fits(model, rows, used, keep_predictions, X, ceilings)
     n_steps = len(layers) * len(splits) * int(used.sum())
     with progress_bar(label="fit", total=n_steps) as advance:
         results = [fold_scores.layer(array.values, advance) for array in layers.values()]
@@ -198,6 +208,44 @@ def paired_rows(
     return layers, Rows(responses, observed, splits, labels, runs, text, bands)
 
 
+def _inputs(model: Any, X: Any) -> dict[str, xr.DataArray]:
+    """Return features by layer, or the row numbers of stimuli for a model that takes those."""
+    if isinstance(X, Stimuli):
+        return stimulus_rows(model, X)
+    if takes_stimuli(model):
+        raise SchemaError(
+            f"{type(last_step(model)).__name__} takes stimuli, such as experiment.stimuli, but got "
+            f"{type(X).__name__}. For features, take RidgeCV."
+        )
+    return check_features(X)
+
+
+def _fold_ceilings(
+    model: Any, responses: xr.DataArray, rows: Rows, given: xr.DataArray | None, used: np.ndarray
+) -> list[np.ndarray] | None:
+    """Return the ceiling of the targets in the training rows of each fold, for a model that asks.
+
+    That of `given` where it was published.
+    """
+    wanted = getattr(last_step(model), "target_weights", None)
+    if not isinstance(wanted, str):
+        return None
+    if given is not None:
+        return [np.asarray(given.values, np.float32)[used]] * len(rows.splits)
+    samples = str(responses.dims[0])
+    ids, found = sample_ids(rows.responses), []
+    for train, _ in rows.splits:
+        own = responses.isel({samples: np.isin(sample_ids(responses), ids[train])})
+        ceiling = _own_ceiling(own)
+        if ceiling is None:
+            raise SchemaError(
+                "target_weights='ceiling' needs repeats in the responses, or a published ceiling: "
+                "cross_validate(..., ceiling=...)."
+            )
+        found.append(np.nan_to_num(np.asarray(ceiling.values, np.float32)).clip(0, 1)[used])
+    return found
+
+
 def _device(model: Any) -> dict[str, str]:
     """Return where the model runs, if it can be told."""
     name = getattr(last_step(model), "device", None)
@@ -235,13 +283,22 @@ def _about_run_means(observed: np.ndarray, runs: np.ndarray | None) -> np.ndarra
     return centred
 
 
-def _exclusions(observed: np.ndarray, splits: list[Any]) -> dict[str, np.ndarray]:
+def _exclusions(
+    observed: np.ndarray, splits: list[Any], *, takes_missing: bool
+) -> dict[str, np.ndarray]:
     """Return which targets cannot be scored, by reason."""
     missing = np.isnan(observed).any(0)
     constant = np.zeros_like(missing)
+    if takes_missing:
+        missing = np.zeros_like(missing)
     for rows in (part for split in splits for part in split):
         part = observed[rows]
-        constant |= np.ptp(part, 0) <= 1e-6 * np.abs(part).max(0)
+        if takes_missing:
+            missing |= np.isfinite(part).sum(0) < 2
+            part = np.where(missing, 0, part)
+        low, high = (np.fmin, np.fmax) if takes_missing else (np.minimum, np.maximum)
+        spread = high.reduce(part, 0) - low.reduce(part, 0)
+        constant |= spread <= 1e-6 * high.reduce(np.abs(part), 0)
     return {"missing": missing, "constant": constant & ~missing}
 
 

@@ -11,6 +11,7 @@ import xarray as xr
 
 from neurodl.errors import PairingError, SchemaError, listed
 from neurodl.schema import is_kernel, sample_dim, sample_ids
+from neurodl.stimuli import Stimuli
 
 
 def paired(
@@ -51,6 +52,31 @@ def paired(
     responses = responses.isel({str(responses.dims[0]): rows >= 0})
     rows = rows[rows >= 0]
     return {name: _taken(array, rows) for name, array in layers.items()}, responses
+
+
+def stimulus_rows(model: Any, stimuli: Stimuli) -> dict[str, xr.DataArray]:
+    """Return stimuli in the place of features, for a model that takes them: their row numbers.
+
+    Raises
+    ------
+    SchemaError
+        The model takes features.
+    """
+    if not takes_stimuli(model):
+        raise SchemaError(
+            f"{type(last_step(model)).__name__} takes features, but got stimuli: give it "
+            "extract_features(backbone, stimuli, layers), or take a NeuralEncoder."
+        )
+    attrs = last_step(model).describe()
+    rows = np.arange(len(stimuli), dtype=np.float64)[:, None]
+    coords = {"stimulus": stimuli.ids}
+    array = xr.DataArray(rows, coords, ("stimulus", "feature"), attrs=attrs)
+    return {attrs["layer"]: array}
+
+
+def takes_stimuli(model: Any) -> bool:
+    """Return whether a model is fitted to stimuli, not to features of them."""
+    return bool(getattr(last_step(model), "takes_stimuli", False))
 
 
 def _keys(array: xr.DataArray, by_session: bool) -> pd.Index:
