@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from sklearn.model_selection import GroupShuffleSplit, ShuffleSplit
+from torch import nn
 
 from neurodl.backbones import Backbone
-from neurodl.errors import listed
+from neurodl.errors import TooLargeError, listed
 from neurodl.models import _fitting, _training
 from neurodl.models._adaptation import (
     choose_parameters,
@@ -22,9 +25,19 @@ from neurodl.models._adaptation import (
     tunes_core,
 )
 from neurodl.models._anchors import Anchor, Penalty, Rehearsal
+from neurodl.models._crossfit import (
+    CrossFitting,
+    LinearBank,
+    fit_bank,
+    fit_ridge,
+    flat,
+    set_readouts,
+    validation_r,
+)
 from neurodl.models._losses import Scale, fit_scale, target_weights
 from neurodl.models._network import Network
 from neurodl.models._shown import MEMORY_SHARE, Shown
+from neurodl.models.readouts import RIDGE
 from neurodl.runtime import available_memory, derive_seed
 
 logger = logging.getLogger(__name__)
@@ -43,26 +56,29 @@ class Adapted:
     scale: Scale
     history: list[dict[str, Any]]
     changed: list[str]
-    validation: np.ndarray
     remarks: list[str]
     input_shape: tuple[int, ...]
 
 
-def adapt(
-    options: Any,
-    backbone: Backbone,
-    layers: Sequence[str],
-    shown: Shown,
-    rows: np.ndarray,
-    targets: torch.Tensor,
-    *,
-    groups: np.ndarray | None,
-    weights: torch.Tensor | None,
-    where: _training.Place,
-    label: str,
-    frozen: FrozenOutputs | None = None,
-) -> Adapted:
-    """Fit a readout, and the core as far as `options` say, to the responses of some rows.
+class Given(NamedTuple):
+    """What a fit is given.
+
+    shown : all stimuli
+    rows : (n_rows,), which of them the training rows are
+    targets : (n_rows, n_targets), float32, NaN where one was not recorded
+    groups : (n_rows,), what the validation split keeps whole, or None
+    weights : (n_targets,), how much each counts, or None
+    """
+
+    shown: Shown
+    rows: np.ndarray
+    targets: torch.Tensor
+    groups: np.ndarray | None
+    weights: torch.Tensor | None
+
+
+class Adaptation:
+    """A fit of a readout, and of the core as far as the options say.
 
     Parameters
     ----------
@@ -71,110 +87,208 @@ def adapt(
     backbone : Backbone
         Left as it is.
     layers : sequence of str
-    shown : Shown
-        All stimuli.
-    rows : numpy.ndarray, shape (n_rows,)
-        The training rows among them.
-    targets : torch.Tensor, shape (n_rows, n_targets), float32
-    groups : numpy.ndarray, shape (n_rows,), optional
-        What the validation split keeps whole.
-    weights : torch.Tensor, shape (n_targets,), optional
+    given : Given
     where, label : see `_training.run`
     frozen : FrozenOutputs, optional
-        What the layers give of the backbone as it is, where that is known.
+        What the layers give of the backbone as it is, to be shared with other fits.
     """
-    device = where.devices[0]
-    train, validation = split_validation(options.validation, len(rows), groups, options.seed)
-    scale = fit_scale(targets[train], options.loss)
-    by_target = target_weights(targets[train], weights)
-    example = shown.example.to(device)
-    with seeded(options.seed, "network"):
-        network = Network(
-            backbone, layers, options.readout, targets.shape[1], example.cpu(), options.dropout
-        ).to(device)
-        some = rows[train][:N_FOR_NORMS]
-        remarks = prepare_norms(
-            network, options.norm, shown.inputs(some).to(device), options.finetune
+
+    def __init__(
+        self,
+        options: Any,
+        backbone: Backbone,
+        layers: Sequence[str],
+        given: Given,
+        where: _training.Place,
+        label: str,
+        frozen: FrozenOutputs | None = None,
+    ) -> None:
+        self.options, self.backbone, self.given = options, backbone, given
+        self.where, self.label, self.device = where, label, where.devices[0]
+        self.train, self.validation = split_validation(
+            options.validation, len(given.rows), given.groups, options.seed
         )
-        depths = choose_parameters(
+        self.scale = fit_scale(given.targets[self.train], options.loss)
+        self.weights = target_weights(given.targets[self.train], given.weights)
+        self.history: list[dict[str, Any]] = []
+        self.tunes = tunes_core(options.finetune)
+        with seeded(options.seed, "network"):
+            self.network = self._network(layers)
+        # The network as it is may be known; one with other statistics is its own.
+        self.frozen = frozen if frozen is not None and options.norm != "adapt" else None
+
+    def _network(self, layers: Sequence[str]) -> Network:
+        """Return the network, with what is trained of it marked."""
+        options, given = self.options, self.given
+        example = given.shown.example
+        n_targets = given.targets.shape[1]
+        network = Network(
+            self.backbone, layers, options.readout, n_targets, example, options.dropout
+        ).to(self.device)
+        some = given.shown.inputs(given.rows[self.train][:N_FOR_NORMS]).to(self.device)
+        self.remarks = prepare_norms(network, options.norm, some, options.finetune)
+        self.depths = choose_parameters(
             network,
             options.finetune,
-            example,
+            example.to(self.device),
             n_blocks=options.n_blocks,
             lora_rank=options.lora_rank,
             lora_targets=options.lora_targets,
         )
-    common = _common(options)
-    tunes = tunes_core(options.finetune)
-    history: list[dict[str, Any]] = []
+        return network
 
-    def fitted(stage: _fitting.Stage, fetch: Any, reads: bool) -> None:
-        fitting = _fitting.Fitting(
-            network, stage, fetch, reads, targets, scale, by_target, train, validation
+    def run(self) -> Adapted:
+        """Fit the readout on the network as it is, then the core with it."""
+        network, rows = self.network, self.given.rows
+        with _still(network):
+            # Augmented stimuli have outputs of their own in each epoch.
+            varies = self.given.shown.augment is not None and not self.tunes
+            source = self.frozen or FrozenOutputs(network, self.given.shown)
+            outputs = None if varies else source.fetch(network, rows, self.device)
+            if self.options.readout == RIDGE:
+                self._solve(_needed(outputs, network), "ridge", cv=5)
+            else:
+                self._train(self._readout_stage(), outputs or Varied(self.given.shown, rows))
+        if self.tunes and self.options.readout == RIDGE:
+            self._tune_crossfitted(_needed(outputs, network))
+        elif self.tunes:
+            self._train(self._core_stage(network.readouts), Varied(self.given.shown, rows))
+        if self.options.finetune == "lora":
+            merge_lora(network.core)
+        return Adapted(
+            network.requires_grad_(False).eval(),
+            self.scale,
+            self.history,
+            _changed(network, self.backbone),
+            self.remarks,
+            tuple(self.given.shown.example.shape[1:]),
         )
-        network.train()
-        entries = _training.run(fitting, where, f"{label}-{stage.name}")
-        history.extend({"stage": stage.name, **one} for one in entries)
 
-    trained = [(p, p.requires_grad) for p in network.core.parameters()]
-    for parameter, _ in trained:
-        parameter.requires_grad_(False)
-    live, network.live_norms = network.live_norms, []
-    cached = None
-    if not (shown.augment and not tunes):
-        known = frozen if options.norm != "adapt" else None
-        cached = (known or FrozenOutputs(network, shown)).fetch(network, rows, device)
-    stage = _fitting.Stage(
-        "readout",
-        [{"params": list(network.readouts.parameters()), "lr": options.lr}],
-        max_epochs=options.readout_epochs,
-        patience=options.readout_patience,
-        penalty=Penalty(network, options.l1, options.l2),
-        **common,
-    )
-    fitted(stage, cached or Varied(shown, rows), cached is not None)
-    if tunes:
-        network.live_norms = live
-        for parameter, moves in trained:
-            parameter.requires_grad_(moves)
-        anchor = Anchor.of(network, options, shown, rows[train], device)
-        stage = _fitting.Stage(
+    def _train(
+        self, stage: _fitting.Stage, fetch: Any, bank: tuple[LinearBank, torch.Tensor] | None = None
+    ) -> bool:
+        """Train by a stage, add to the history, and return whether the start was improved."""
+        kind = _fitting.Fitting if bank is None else CrossFitting
+        fitting = kind(
+            self.network,
+            stage,
+            fetch,
+            isinstance(fetch, Kept),
+            self.given.targets,
+            self.scale,
+            self.weights,
+            self.train,
+            self.validation,
+        )
+        if isinstance(fitting, CrossFitting) and bank is not None:
+            fitting.bank, fitting.part = bank
+        self.network.train()
+        entries = _training.run(fitting, self.where, f"{self.label}-{stage.name}")
+        self.history.extend({"stage": stage.name, **one} for one in entries)
+        best = min(entries, key=lambda one: one["val_loss"])
+        return best is not entries[0]
+
+    def _tune_crossfitted(self, outputs: Kept) -> None:
+        """Train the core under readouts of other rows, then solve for the readout anew."""
+        features = flat(outputs.outputs)
+        targets, seed = self.given.targets, self.options.seed
+        bank = fit_bank(features, targets, self.scale, self.train, seed, self.device)
+        moved = self._train(self._core_stage(None), Varied(self.given.shown, self.given.rows), bank)
+        if moved:
+            with _still(self.network):
+                tuned = FrozenOutputs(self.network, self.given.shown)
+                adapted = _needed(
+                    tuned.fetch(self.network, self.given.rows, self.device), self.network
+                )
+                self._solve(adapted, "ridge again", cv=[(self.train, self.validation)])
+
+    def _solve(self, outputs: Kept, name: str, cv: Any) -> None:
+        """Set the readouts to ridge regression of all training rows, penalties chosen by `cv`."""
+        features, targets = flat(outputs.outputs), self.given.targets
+        seed, device = self.options.seed, self.device
+        began = time.perf_counter()
+        own = self.train
+        found = fit_ridge(features[own], targets[own], self.scale, 5, seed, device)
+        set_readouts(self.network, *found)
+        held = [one[self.validation].to(device) for one in outputs.outputs]
+        self.history.append(self._entry(name, held, began))
+        set_readouts(self.network, *fit_ridge(features, targets, self.scale, cv, seed, device))
+
+    def _entry(self, stage: str, held: list[torch.Tensor], began: float) -> dict[str, Any]:
+        """Return an entry of the history for a readout that was solved for."""
+        loss, r = validation_r(
+            self.network,
+            held,
+            self.given.targets[self.validation].to(self.device),
+            self.scale.to(self.device),
+        )
+        seconds = time.perf_counter() - began
+        numbers = {"epoch": 0, "loss": math.nan, "val_loss": loss, "val_r": r, "seconds": seconds}
+        return {"stage": stage, **numbers}
+
+    def _readout_stage(self) -> _fitting.Stage:
+        options = self.options
+        return _fitting.Stage(
+            "readout",
+            [{"params": list(self.network.readouts.parameters()), "lr": options.lr}],
+            max_epochs=options.readout_epochs,
+            patience=options.readout_patience,
+            penalty=Penalty(self.network, options.l1, options.l2),
+            **_common(options),
+        )
+
+    def _core_stage(self, readouts: nn.Module | None) -> _fitting.Stage:
+        """Return the stage that trains the core, together with readouts if there are any."""
+        options, shown = self.options, self.given.shown
+        rows = self.given.rows[self.train]
+        anchor = Anchor.of(self.network, options, shown, rows, self.device)
+        groups = _core_groups(self.network, self.depths, options)
+        penalised = (options.l1, options.l2)
+        if readouts is not None:
+            groups.insert(0, {"params": list(readouts.parameters()), "lr": options.lr})
+        else:
+            penalised = (0.0, 0.0)
+        return _fitting.Stage(
             options.finetune,
-            _groups(network, depths, options),
+            groups,
             max_epochs=options.max_epochs,
             patience=options.patience,
-            penalty=Penalty(network, options.l1, options.l2, anchor),
-            extra=Rehearsal.of(network, options),
-            **common,
+            penalty=Penalty(self.network, *penalised, anchor),
+            extra=Rehearsal.of(self.network, options),
+            **_common(options),
         )
-        fitted(stage, Varied(shown, rows), False)
-    if options.finetune == "lora":
-        merge_lora(network.core)
-    network.requires_grad_(False).eval()
-    return Adapted(
-        network,
-        scale,
-        history,
-        _changed(network, backbone),
-        validation,
-        remarks,
-        tuple(example.shape[1:]),
-    )
 
 
-class seeded:
-    """A block whose random numbers are those of a seed and a label, and change no others."""
+@contextmanager
+def _still(network: Network) -> Iterator[None]:
+    """Train nothing of the core in a block, and keep its batch normalisation as it is."""
+    moving = [p for p in network.core.parameters() if p.requires_grad]
+    live, network.live_norms = network.live_norms, []
+    network.core.requires_grad_(False)
+    try:
+        yield
+    finally:
+        network.live_norms = live
+        for parameter in moving:
+            parameter.requires_grad_(True)
 
-    def __init__(self, seed: int, label: str) -> None:
-        self._seed = derive_seed(seed, label)
-        self._fork: Any = torch.random.fork_rng(devices=[])
 
-    def __enter__(self) -> None:
-        self._fork.__enter__()
-        torch.manual_seed(self._seed)
+def _needed(outputs: Kept | None, network: Network) -> Kept:
+    """Return outputs, which readout='ridge' cannot do without."""
+    if outputs is None:
+        raise TooLargeError(
+            f"The outputs of {listed(network.layers)} do not fit into memory, which "
+            "readout='ridge' needs: use extract_kernels with KernelRidgeCV, or another readout."
+        )
+    return outputs
 
-    def __exit__(self, *error: Any) -> None:
-        self._fork.__exit__(*error)
+
+@contextmanager
+def seeded(seed: int, label: str) -> Iterator[None]:
+    """Draw random numbers by a seed and a label in a block, and change no others."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, label))
+        yield
 
 
 def _common(options: Any) -> dict[str, Any]:
@@ -190,12 +304,12 @@ def _common(options: Any) -> dict[str, Any]:
     }
 
 
-def _groups(network: Network, depths: dict[str, int], options: Any) -> list[dict[str, Any]]:
-    """Return parameters with their learning rates: the readout, then block by block."""
+def _core_groups(network: Network, depths: dict[str, int], options: Any) -> list[dict[str, Any]]:
+    """Return what is trained of the core with its learning rates, block by block."""
     core = dict(network.core.named_parameters())
     rate = CORE_LR[options.finetune] if options.core_lr is None else options.core_lr
     gradual = options.unfreeze == "gradual"
-    groups = [{"params": list(network.readouts.parameters()), "lr": options.lr}]
+    groups = []
     for depth in sorted(set(depths.values())):
         names = [name for name, one in depths.items() if one == depth]
         groups.append(

@@ -1,4 +1,4 @@
-"""Losses of encoding models: per target, of the same scale, additive over rows where they can be."""
+"""Losses of encoding models: of one scale for all targets, and sums over rows where they can."""
 
 from __future__ import annotations
 
@@ -75,7 +75,8 @@ def _squared(output: torch.Tensor, targets: torch.Tensor, scale: Scale) -> torch
 def _poisson(output: torch.Tensor, targets: torch.Tensor, scale: Scale) -> torch.Tensor:
     """Return the Poisson deviance, with the curvature that squared error has at the mean."""
     rate = scale.predicted(output).clamp(min=SMALL)
-    deviance = rate - targets + torch.xlogy(targets, targets / rate)
+    least = targets - torch.xlogy(targets, targets)  # where the rate is the target itself
+    deviance = rate - targets * rate.log() - least
     return 2 * scale.mean / scale.sd.square() * deviance
 
 

@@ -106,12 +106,12 @@ class Network(nn.Module):
         return dropped.view(output.shape)
 
     def outputs(self, inputs: torch.Tensor) -> list[torch.Tensor]:
-        """Return what each layer gives, (n, channels, height, width), (n, tokens, channels) or
-        (n, features).
+        """Return what each layer gives, a row per stimulus.
 
-        Maps are averaged over time, and of an image network that takes the frames of clips, (n,
-        t, 3, height, width), outputs are averaged over frames.
-        """  # fmt: skip
+        Of shape (n, channels, height, width), (n, tokens, channels) or (n, features). Maps are
+        averaged over time, and outputs over frames where an image network takes the frames of
+        clips, (n, t, 3, height, width).
+        """
         frames = inputs.ndim == 5 and self._described.kind == "image"
         batch = inputs.flatten(0, 1) if frames else inputs
         seen = self._seen(batch)
@@ -125,8 +125,8 @@ class Network(nn.Module):
         tensor = first_tensor(output, len(batch))
         if tensor is None or not tensor.ndim or len(tensor) != len(batch):
             raise UnknownNameError(
-                f"Layer {name!r} of {self._described.name} gives no tensor with a row per stimulus; "
-                "choose the block around it."
+                f"Layer {name!r} of {self._described.name} gives no tensor with a row per "
+                "stimulus; choose the block around it."
             )
         if tensor.ndim >= 4 and self._described.is_channels_last(name):
             tensor = tensor.movedim(-1, 1)

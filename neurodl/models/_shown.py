@@ -129,7 +129,8 @@ def make_augmentation(names: Sequence[Any]) -> Any:
         if not (isinstance(kind, type) and issubclass(kind, v2.Transform)):
             known = [key for key in dir(v2) if isinstance(getattr(v2, key), type)]
             raise UnknownNameError(
-                f"`augment` has no transform {name!r} of torchvision. {did_you_mean(str(name), known)}"
+                f"`augment` has no transform {name!r} of torchvision. "
+                f"{did_you_mean(str(name), known)}"
             )
         if not isinstance(options, Mapping):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Running a stage of training with Lightning: devices, precision, logs, and going on after a stop."""
+"""Running a stage of training with Lightning: devices, precision, logs, going on after a stop."""
 
 from __future__ import annotations
 

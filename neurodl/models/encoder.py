@@ -23,7 +23,7 @@ from neurodl.models._losses import LOSSES, Scale
 from neurodl.models._network import Network
 from neurodl.models._shown import Shown, make_augmentation, moving
 from neurodl.models._splits import check_rows
-from neurodl.models.readouts import READOUTS
+from neurodl.models.readouts import READOUTS, RIDGE
 from neurodl.runtime import resolve_devices
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ UNFREEZE = ("together", "gradual")
 N_AT_ONCE = 64  # stimuli that pass through the network when it predicts
 # Parameters that must not be below 0, and those that must be whole numbers from 1.
 AT_LEAST_0 = (
-    "lr", "core_lr", "layer_decay", "weight_decay", "l1", "l2", "l2_sp", "ewc", "rehearsal", "dropout",
-    "warmup", "clip",
+    "lr", "core_lr", "layer_decay", "weight_decay", "l1", "l2", "l2_sp", "ewc", "rehearsal",
+    "dropout", "warmup", "clip",
 )  # fmt: skip
 AT_LEAST_1 = (
     "n_blocks", "lora_rank", "max_epochs", "patience", "readout_epochs", "readout_patience",
@@ -58,10 +58,11 @@ class NeuralEncoder(MultiOutputMixin, RegressorMixin, BaseEstimator):
         See `load_backbone`.
     layer : str or sequence of str
         The layers that are read; the predictions of several add up.
-    readout : {"gaussian2d", "linear", "factorised", "point2d", "attention"}
-        A target sees a Gaussian part of the map and weighs the channels there; weighs all
-        features; has a free map of places [1]_; sees one point [2]_; or the places that its query
-        agrees with.
+    readout : {"gaussian2d", "ridge", "linear", "factorised", "point2d", "attention"}
+        A target sees a Gaussian part of the map and weighs the channels there; is ridge regression
+        of all features; weighs all features; has a free map of places [1]_; sees one point [2]_;
+        or the places that its query agrees with. With "ridge" the core is trained under readouts
+        that never saw the row they predict, and the readout is solved for once more at the end.
     finetune : {None, "readout", "last", "lora", "all"}
         What is trained beside the readout: nothing (None or "readout"), the last `n_blocks`
         before the layer, low-rank additions to the weights [3]_, or all up to the layer.
@@ -390,7 +391,7 @@ class NeuralEncoder(MultiOutputMixin, RegressorMixin, BaseEstimator):
         if moved and found:
             warnings.warn(
                 f"augment={moved} moves what is in the image, but {', '.join(found)} are "
-                "retinotopic: their targets answer to places. Leave it out, or expect lower scores.",
+                "retinotopic: their targets answer to places. Leave it out, or expect less.",
                 NeurodlWarning,
                 stacklevel=3,
             )
@@ -404,26 +405,22 @@ class NeuralEncoder(MultiOutputMixin, RegressorMixin, BaseEstimator):
         ceiling: Any,
         frozen: FrozenOutputs | None,
     ) -> Any:
-        from neurodl.models._adapting import adapt
+        from neurodl.models._adapting import Adaptation, Given
         from neurodl.models._training import place
 
         backbone, layers = self._opened()
         if groups is None and len(np.unique(stimulus)) < len(stimulus):
             groups = stimulus  # presentations of one stimulus validate or train together
-        where = place(self.device, self.amp, self.logs, self.checkpoints)
-        return adapt(
-            self,
-            backbone,
-            layers,
+        given = Given(
             shown,
             stimulus,
             targets,
-            groups=None if groups is None else np.asarray(groups),
-            weights=self._weights(targets.shape[1], ceiling),
-            where=where,
-            label=self._label(backbone, shown, stimulus, targets),
-            frozen=frozen,
+            None if groups is None else np.asarray(groups),
+            self._weights(targets.shape[1], ceiling),
         )
+        where = place(self.device, self.amp, self.logs, self.checkpoints)
+        label = self._label(backbone, shown, stimulus, targets)
+        return Adaptation(self, backbone, layers, given, where, label, frozen).run()
 
     def _learn(self, adapted: Any, y: Any) -> None:
         network = adapted.network.cpu()
@@ -533,6 +530,8 @@ class NeuralEncoder(MultiOutputMixin, RegressorMixin, BaseEstimator):
                 kind = numbers.Real if least == 0 else numbers.Integral
                 if not isinstance(given, kind) or given < least:
                     raise ValueError(f"`{name}` must be a number from {least}, but got {given!r}.")
+        if self.readout == RIDGE and self.loss == "poisson":
+            raise ValueError("readout='ridge' is of squared error; use loss='mse' with it.")
         if self.dropout >= 1:
             raise ValueError(f"`dropout` must be below 1, but got {self.dropout}.")
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from neurodl.errors import SchemaError, UnknownNameError, did_you_mean
 
+RIDGE = "ridge"  # a linear readout that is solved for
 START_WIDTH = 0.5  # of a receptive field, in halves of the map
 NARROWEST = 0.02
 
@@ -193,6 +194,7 @@ class AttentionReadout(_AtPlaces):
 
 
 READOUTS: dict[str, Callable[[Sequence[int], int, int], nn.Module]] = {
+    RIDGE: LinearReadout,
     "linear": LinearReadout,
     "factorised": FactorisedReadout,
     "gaussian2d": GaussianReadout,
@@ -206,7 +208,7 @@ def make_readout(name: str, shape: Sequence[int], n_targets: int, n_prefix: int 
 
     Parameters
     ----------
-    name : {"linear", "factorised", "gaussian2d", "point2d", "attention"}
+    name : {"ridge", "linear", "factorised", "gaussian2d", "point2d", "attention"}
     shape : sequence of int
         Of one sample's output: (n_channels, height, width), (n_tokens, n_channels) or
         (n_features,).

@@ -72,7 +72,8 @@ def cross_validate(
         responses are scored about the mean of their run, too. Of a pipeline, the last step is
         what counts: it is given groups and runs.
     X : xarray.DataArray, mapping of layer to xarray.DataArray, or Stimuli
-        Features; see `check_features`. A `NeuralEncoder` takes the stimuli. Kernels go with models that have ``kernel="precomputed"``.
+        Features; see `check_features`. Kernels go with models that have ``kernel="precomputed"``.
+        A `NeuralEncoder` takes the stimuli.
         A model with ``bands=None``, as `BandedRidgeCV`, takes all layers at once, each as a band;
         the result has one layer, "all".
     responses : xarray.DataArray

@@ -62,7 +62,7 @@ def random_stimuli(n, seed=0):
 
 
 def perturbed(module, share, seed=1):
-    """Return a copy of a network whose convolutions moved by a share of their standard deviation."""
+    """Return a copy of a network whose convolutions moved by a share of their spread."""
     rng = torch.Generator().manual_seed(seed)
     moved = copy.deepcopy(module)
     for part in moved.modules():

@@ -381,7 +381,7 @@ def test_gradual_unfreezing_moves_one_block_more_in_each_epoch(backbone, shifted
             "finetune": "all",
             "unfreeze": "gradual",
             "max_epochs": n_epochs,
-            "core_lr": 1e-4,
+            "core_lr": 3e-4,
         }
         model = encoder(backbone, **options, readout_epochs=20).fit(*shifted)
         moved.append({name.split(".")[0] for name in model.core_})
@@ -423,7 +423,7 @@ def test_a_folded_batch_normalisation_can_be_trained(stimuli):
     options = {
         "finetune": "all",
         "norm": "train",
-        "core_lr": 1e-4,
+        "core_lr": 3e-4,
         "readout_epochs": 60,
         "lr": 0.03,
     }
