@@ -3,6 +3,7 @@
 from neurodl.models.banded_ridge import BandedRidgeCV
 from neurodl.models.encoder import NeuralEncoder
 from neurodl.models.fractional import FractionalRidgeCV
+from neurodl.models.hyperalignment import Hyperalignment
 from neurodl.models.kernel_ridge import KernelRidgeCV
 from neurodl.models.pls import PLS
 from neurodl.models.reduced_rank import ReducedRankRidgeCV
@@ -13,6 +14,7 @@ __all__ = [
     "PLS",
     "BandedRidgeCV",
     "FractionalRidgeCV",
+    "Hyperalignment",
     "KernelRidgeCV",
     "NeuralEncoder",
     "ReducedRankRidgeCV",

@@ -88,19 +88,19 @@ class Penalty:
         return total
 
 
-def logits(network: Network, inputs: torch.Tensor) -> torch.Tensor:
-    """Return what the whole network says of inputs, (n, n_classes).
+def class_scores(module: torch.nn.Module, inputs: torch.Tensor, name: str) -> torch.Tensor:
+    """Return what a whole network says of inputs, (n, n_classes).
 
     Raises
     ------
     SchemaError
         It does not end in one vector per stimulus.
     """
-    output = first_tensor(network.core(inputs), len(inputs))
+    output = first_tensor(module(inputs), len(inputs))
     if output is None or output.ndim != 2:
         raise SchemaError(
-            f"{network.backbone.name} does not end in classes (its output is "
-            f"{None if output is None else tuple(output.shape)}), which `ewc` and `rehearsal` need."
+            f"{name} does not end in classes (its output is "
+            f"{None if output is None else tuple(output.shape)}), which the source task needs."
         )
     return output
 
@@ -123,7 +123,9 @@ def fisher(
     rng = np.random.default_rng(derive_seed(seed, "fisher"))
     chosen = rng.permutation(rows)[:N_FISHER]
     for row in chosen:
-        said = logits(network, shown.inputs([row]).to(device)).log_softmax(1)
+        said = class_scores(
+            network.core, shown.inputs([row]).to(device), network.backbone.name
+        ).log_softmax(1)
         drawn = rng.choice(said.shape[1], p=_normalised(said))
         grads = torch.autograd.grad(said[0, drawn], parameters, allow_unused=True)
         for total, grad in zip(sums, grads, strict=True):
@@ -184,5 +186,6 @@ class Rehearsal:
         rng = np.random.default_rng(derive_seed(seed, "rehearsal"))
         rows = rng.choice(len(self.shown), min(BATCH, len(self.shown)), replace=False)
         device = next(self.network.core.parameters()).device
-        said = logits(self.network, self.shown.inputs(rows).to(device))
+        inputs = self.shown.inputs(rows).to(device)
+        said = class_scores(self.network.core, inputs, self.network.backbone.name)
         return self.strength * functional.cross_entropy(said, self.labels[rows].to(device))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 import numbers
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
+from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin, clone
 from sklearn.utils.validation import check_is_fitted
 
 from neurodl.backbones import Backbone, load_backbone
@@ -333,7 +334,7 @@ class NeuralEncoder(MultiOutputMixin, RegressorMixin, BaseEstimator):
         shown, stimulus = self._shown(X)
         targets = _targets(y, len(stimulus))
         check_rows(splits, len(stimulus))
-        backbone, layers = self._opened()
+        backbone, layers = self.opened()
         device = resolve_devices(self.device)[0]
         probe = Network(backbone, layers, self.readout, 1, shown.example)
         frozen = FrozenOutputs(probe, shown)
@@ -357,7 +358,7 @@ class NeuralEncoder(MultiOutputMixin, RegressorMixin, BaseEstimator):
         """Return the trained network: its ``core`` is a torch module, its ``readouts`` others."""
         check_is_fitted(self, "readout_")
         if getattr(self, "_network", None) is None:
-            backbone, layers = self._opened()
+            backbone, layers = self.opened()
             if backbone.weights_sha256 != self.weights_sha256_:
                 raise SchemaError(
                     f"{backbone.name} has other weights ({backbone.weights}) than those that this "
@@ -370,9 +371,24 @@ class NeuralEncoder(MultiOutputMixin, RegressorMixin, BaseEstimator):
             self._network = network.requires_grad_(False).eval()
         return self._network
 
+    def for_new_subject(self, **changes: Any) -> NeuralEncoder:
+        """Return a model, not fitted, that reads the tuned network and leaves it as it is.
+
+        Parameters
+        ----------
+        **changes
+            Parameters that differ from this model's, such as ``readout="ridge"``.
+        """
+        check_is_fitted(self, "readout_")
+        same = {"finetune": None, "norm": "frozen", "backbone_options": None, "rehearsal": 0.0}
+        tuned = dataclasses.replace(
+            self.network().backbone, weights=f"{self.weights_}, tuned on other responses"
+        )
+        return clone(self).set_params(**(same | {"backbone": tuned} | changes))
+
     def describe(self) -> dict[str, str]:
         """Return what results are labelled with: backbone, layer, weights, transform, licence."""
-        backbone, layers = self._opened()
+        backbone, layers = self.opened()
         return {
             "backbone": backbone.name,
             "layer": "+".join(layers),
@@ -408,7 +424,7 @@ class NeuralEncoder(MultiOutputMixin, RegressorMixin, BaseEstimator):
         from neurodl.models._adapting import Adaptation, Given
         from neurodl.models._training import place
 
-        backbone, layers = self._opened()
+        backbone, layers = self.opened()
         if groups is None and len(np.unique(stimulus)) < len(stimulus):
             groups = stimulus  # presentations of one stimulus validate or train together
         given = Given(
@@ -431,13 +447,14 @@ class NeuralEncoder(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self.history_, self.remarks_ = adapted.history, adapted.remarks
         last = [one for one in self.history_ if one["stage"] == self.history_[-1]["stage"]]
         self.val_r_ = min(last, key=lambda one: one["val_loss"])["val_r"]
-        opened, _ = self._opened()
+        opened, _ = self.opened()
         self.weights_, self.weights_sha256_ = opened.weights, opened.weights_sha256
         self.input_shape_ = list(adapted.input_shape)
         self.single_target_ = np.ndim(y) == 1
         self._network = network
 
-    def _opened(self) -> tuple[Backbone, list[str]]:
+    def opened(self) -> tuple[Backbone, list[str]]:
+        """Return the backbone as it was before it was tuned, and the names of the read layers."""
         options = dict(self.backbone_options or {})
         if isinstance(self.backbone, Backbone):
             if options:
@@ -453,7 +470,7 @@ class NeuralEncoder(MultiOutputMixin, RegressorMixin, BaseEstimator):
     def _shown(self, X: Any, augmented: bool = True) -> tuple[Shown, np.ndarray]:
         """Return the stimuli as inputs, and which of them each row is."""
         augment = make_augmentation(self.augment) if augmented else None
-        backbone, _ = self._opened()
+        backbone, _ = self.opened()
         if isinstance(X, torch.utils.data.Subset):
             return Shown(backbone, X.dataset, augment), np.asarray(X.indices)
         if not hasattr(X, "__len__") or not len(X):

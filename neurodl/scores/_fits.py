@@ -80,14 +80,14 @@ class Fits:
             n_rows = len(self.observed)
             result["predicted"] = np.full((n_rows, len(self.used)), np.nan, np.float32)
         columns = np.flatnonzero(self.used)
-        with self._collected(), closing(self._predictions(features)) as parts:
+        with self._collected(), closing(self.predictions(features)) as parts:
             for part in parts:
                 test, places = self.splits[part.fold][1], columns[part.columns]
                 predicted = part.predicted
                 observed = self.observed[test][:, part.columns]
                 observed = torch.as_tensor(observed, device=predicted.device)
                 for name, score in (("r", pearson_r), ("r2", r2)):
-                    result[name][part.fold, places] = _over_known(score, predicted, observed)
+                    result[name][part.fold, places] = over_known(score, predicted, observed)
                 result["alpha"][part.fold, places] = part.alpha.cpu().numpy()
                 by_band = dict(part.by_band or {})
                 if part.parts is not None:
@@ -102,7 +102,7 @@ class Fits:
                 advance(len(places))
         return result
 
-    def _predictions(self, features: Any) -> Generator[FoldPrediction, None, None]:
+    def predictions(self, features: Any) -> Generator[FoldPrediction, None, None]:
         """Yield the predictions of some targets in some fold."""
         if hasattr(self.model, "predict_folds"):
             model = self._fresh(self.bands)
@@ -178,7 +178,7 @@ class Fits:
             )
 
 
-def _over_known(
+def over_known(
     score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     predicted: torch.Tensor,
     observed: torch.Tensor,

@@ -120,10 +120,9 @@ def cross_validate(
     """
     layers = _inputs(model, X)
     check_responses(responses)
-    n_repeats = int(responses.sizes.get("repeat", 1))
     whole, given = responses, ceiling
     if ceiling is None:
-        ceiling = _own_ceiling(responses)
+        ceiling = own_ceiling(responses)
     layers, rows = paired_rows(
         model,
         layers,
@@ -135,15 +134,10 @@ def cross_validate(
         repeats_across_folds=repeats_across_folds,
     )
     responses, observed, splits = rows.responses, rows.observed, rows.splits
-    reasons = _exclusions(observed, splits, takes_missing=takes_stimuli(model))
-    used = ~np.any(list(reasons.values()), 0)
-    if not used.any():
-        raise SchemaError(
-            "No target can be scored: all have missing values or do not vary in some fold."
-        )
+    reasons, used = used_targets(rows, model)
     if hasattr(last_step(model), "check_targets") and "roi" in responses.coords:
         last_step(model).check_targets(np.unique(responses["roi"].values.astype(str)))
-    ceilings = _fold_ceilings(model, whole, rows, given, used)
+    ceilings = fold_ceilings(model, whole, rows, given, used)
     fold_scores = Fits(model, rows, used, keep_predictions, X, ceilings)
     n_steps = len(layers) * len(splits) * int(used.sum())
     with progress_bar(label="fit", total=n_steps) as advance:
@@ -152,26 +146,34 @@ def cross_validate(
     scores = _dataset(results, layers, responses, splits, keep_predictions, observed)
     scores = _with_bands(scores, results, fold_scores.band_names(layers))
     if ceiling is not None:
-        scores = _with_ceiling(scores, ceiling)
+        scores = with_ceiling(scores, ceiling)
     scores.attrs |= {
-        "neurodl_version": __version__,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": " ".join(repr(model).split()),
-        "cv": rows.text,
-        "groups": groups
-        if isinstance(groups, str)
-        else ("given" if groups is not None else "none"),
-        "seed": seed,
-        "n_folds": len(splits),
-        "n_samples": len(observed),
-        "n_targets": observed.shape[1],
-        "n_excluded": int((~used).sum()),
-        "n_repeats": n_repeats,
+        **run_attrs(rows, groups, seed, used, whole),
         **_device(model),
         **{f"n_{reason}": int(mask.sum()) for reason, mask in reasons.items()},
-        **{key: responses.attrs[key] for key in KEPT_ATTRS if key in responses.attrs},
     }
     return check_scores(scores)
+
+
+def run_attrs(
+    rows: Rows, groups: Any, seed: int, used: np.ndarray, responses: xr.DataArray
+) -> dict[str, Any]:
+    """Return what scores say of the run that made them, whatever the model."""
+    given = "given" if groups is not None else "none"
+    return {
+        "neurodl_version": __version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cv": rows.text,
+        "groups": groups if isinstance(groups, str) else given,
+        "seed": seed,
+        "n_folds": len(rows.splits),
+        "n_samples": len(rows.observed),
+        "n_targets": rows.observed.shape[1],
+        "n_excluded": int((~used).sum()),
+        "n_repeats": int(responses.sizes.get("repeat", 1)),
+        **{key: responses.attrs[key] for key in KEPT_ATTRS if key in responses.attrs},
+    }
 
 
 def paired_rows(
@@ -221,7 +223,7 @@ def _inputs(model: Any, X: Any) -> dict[str, xr.DataArray]:
     return check_features(X)
 
 
-def _fold_ceilings(
+def fold_ceilings(
     model: Any, responses: xr.DataArray, rows: Rows, given: xr.DataArray | None, used: np.ndarray
 ) -> list[np.ndarray] | None:
     """Return the ceiling of the targets in the training rows of each fold, for a model that asks.
@@ -237,7 +239,7 @@ def _fold_ceilings(
     ids, found = sample_ids(rows.responses), []
     for train, _ in rows.splits:
         own = responses.isel({samples: np.isin(sample_ids(responses), ids[train])})
-        ceiling = _own_ceiling(own)
+        ceiling = own_ceiling(own)
         if ceiling is None:
             raise SchemaError(
                 "target_weights='ceiling' needs repeats in the responses, or a published ceiling: "
@@ -255,7 +257,7 @@ def _device(model: Any) -> dict[str, str]:
     return {"device": ", ".join(describe_device(device) for device in resolve_devices(name))}
 
 
-def _own_ceiling(responses: xr.DataArray) -> xr.DataArray | None:
+def own_ceiling(responses: xr.DataArray) -> xr.DataArray | None:
     """Return the reliability of what is scored, where there are repeats to tell it from."""
     if "repeat" in responses.dims and responses.ndim == 3:
         return noise_ceiling(responses) if responses.sizes["repeat"] > 1 else None
@@ -284,23 +286,32 @@ def _about_run_means(observed: np.ndarray, runs: np.ndarray | None) -> np.ndarra
     return centred
 
 
-def _exclusions(
-    observed: np.ndarray, splits: list[Any], *, takes_missing: bool
-) -> dict[str, np.ndarray]:
-    """Return which targets cannot be scored, by reason."""
+def used_targets(rows: Rows, model: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return which targets (n_targets,) cannot be scored, by reason, and which can.
+
+    Raises
+    ------
+    SchemaError
+        None can.
+    """
+    observed, takes_missing = rows.observed, takes_stimuli(model)
     missing = np.isnan(observed).any(0)
     constant = np.zeros_like(missing)
     if takes_missing:
         missing = np.zeros_like(missing)
-    for rows in (part for split in splits for part in split):
-        part = observed[rows]
+    for own in (part for split in rows.splits for part in split):
+        part = observed[own]
         if takes_missing:
             missing |= np.isfinite(part).sum(0) < 2
             part = np.where(missing, 0, part)
         low, high = (np.fmin, np.fmax) if takes_missing else (np.minimum, np.maximum)
         spread = high.reduce(part, 0) - low.reduce(part, 0)
         constant |= spread <= 1e-6 * high.reduce(np.abs(part), 0)
-    return {"missing": missing, "constant": constant & ~missing}
+    if (missing | constant).all():
+        raise SchemaError(
+            "No target can be scored: all have missing values or do not vary in some fold."
+        )
+    return {"missing": missing, "constant": constant & ~missing}, ~(missing | constant)
 
 
 def _dataset(
@@ -353,7 +364,7 @@ def _with_bands(
     return scores.assign_coords(band=bands).assign(by_band)
 
 
-def _with_ceiling(scores: xr.Dataset, ceiling: xr.DataArray) -> xr.Dataset:
+def with_ceiling(scores: xr.Dataset, ceiling: xr.DataArray) -> xr.Dataset:
     """Add the ceiling and r over its root; a ceiling too small to divide by is counted."""
     target = target_dim(scores["r"])
     if ceiling.dims != (target,) or ceiling.sizes[target] != scores.sizes[target]:

@@ -68,10 +68,13 @@ def stimulus_rows(model: Any, stimuli: Stimuli) -> dict[str, xr.DataArray]:
             "extract_features(backbone, stimuli, layers), or take a NeuralEncoder."
         )
     attrs = last_step(model).describe()
+    return {attrs["layer"]: row_numbers(stimuli).assign_attrs(attrs)}
+
+
+def row_numbers(stimuli: Stimuli) -> xr.DataArray:
+    """Return the row number of each stimulus in the place of features, (n_stimuli, 1)."""
     rows = np.arange(len(stimuli), dtype=np.float64)[:, None]
-    coords = {"stimulus": stimuli.ids}
-    array = xr.DataArray(rows, coords, ("stimulus", "feature"), attrs=attrs)
-    return {attrs["layer"]: array}
+    return xr.DataArray(rows, {"stimulus": stimuli.ids}, ("stimulus", "feature"))
 
 
 def takes_stimuli(model: Any) -> bool:

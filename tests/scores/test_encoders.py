@@ -159,12 +159,12 @@ def test_flips_warn_of_retinotopic_regions(backbone, stimuli, responses):
 
 
 def test_scores_of_known_rows_are_those_of_whole_targets(rng):
-    from neurodl.scores._fits import _over_known
+    from neurodl.scores._fits import over_known
 
     predicted, observed = (torch.as_tensor(rng.standard_normal((20, 5))) for _ in range(2))
-    whole = _over_known(metrics.r2, predicted, observed)
+    whole = over_known(metrics.r2, predicted, observed)
     observed[3, 2] = torch.nan
-    some = _over_known(metrics.r2, predicted, observed)
+    some = over_known(metrics.r2, predicted, observed)
     np.testing.assert_allclose(some[[0, 1, 3, 4]], whole[[0, 1, 3, 4]])
     rows = np.arange(20) != 3
     assert some[2] == pytest.approx(float(metrics.r2(predicted[rows], observed[rows])[2]))

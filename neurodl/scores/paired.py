@@ -1,0 +1,131 @@
+"""Paired comparison of models on the same test rows: gains, and what they could be by chance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from neurodl.runtime import derive_seed
+
+ALL = "all"
+OVER = ("targets", "stimuli")
+LEVELS = (2.5, 97.5)
+AT_ONCE = 4000  # targets, for the memory of resampled sums
+
+
+class Gain(NamedTuple):
+    """What models gain over a reference, by region.
+
+    gain : (n_rois, n_models), mean difference of r
+    low, high : (2, n_rois, n_models), 95 % intervals from resampling targets, then stimuli
+    share_better : (n_rois, n_models), share of the targets that the reference predicts worse
+    """
+
+    gain: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    share_better: np.ndarray
+
+
+def roi_masks(rois: np.ndarray | None, n_targets: int) -> dict[str, np.ndarray]:
+    """Return which targets (n_targets,) belong to all and to each region."""
+    masks = {ALL: np.ones(n_targets, bool)}
+    names = [] if rois is None else [name for name in np.unique(rois.astype(str)) if name]
+    return masks | {str(name): rois.astype(str) == name for name in names if rois is not None}
+
+
+def over_targets(
+    r: np.ndarray, reference: np.ndarray, masks: Mapping[str, np.ndarray], n: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return gain, low, high (n_rois, n_models) from resampled targets, and the share better.
+
+    Parameters
+    ----------
+    r : numpy.ndarray, shape (n_models, n_targets)
+    reference : numpy.ndarray, shape (n_models, n_targets)
+        Of the model that each is compared with.
+    masks : mapping of region to numpy.ndarray of bool
+    n : int
+        How often targets are drawn.
+    """
+    found = np.full((4, len(masks), len(r)), np.nan)
+    for row, (name, mask) in enumerate(masks.items()):
+        difference = (r - reference)[:, mask]
+        difference = difference[:, np.isfinite(difference).all(0)]
+        if not difference.shape[1]:
+            continue
+        rng = np.random.default_rng(derive_seed(seed, "targets", name))
+        # A mean of drawn targets is a mean weighted by how often each was drawn.
+        means = np.empty((n, len(r)))
+        for number in range(n):
+            drawn = rng.integers(0, difference.shape[1], difference.shape[1])
+            means[number] = difference[:, drawn].mean(1)
+        found[0, row] = difference.mean(1)
+        found[1:3, row] = np.percentile(means, LEVELS, 0)
+        found[3, row] = (difference > 0).mean(1)
+    return found[0], found[1], found[2], found[3]
+
+
+def over_stimuli(
+    predictions: Sequence[Sequence[np.ndarray]],
+    observed: Sequence[np.ndarray],
+    units: Sequence[np.ndarray],
+    reference: Sequence[int],
+    masks: Mapping[str, np.ndarray],
+    n: int,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return low and high (n_rois, n_models) of gains, from resampled stimuli of each test fold.
+
+    Parameters
+    ----------
+    predictions : sequence by model of sequences by fold of numpy.ndarray, (n_test, n_targets)
+    observed : sequence by fold of numpy.ndarray, (n_test, n_targets)
+    units : sequence by fold of numpy.ndarray, (n_test,)
+        What is drawn as a whole: the stimulus of each row.
+    reference : sequence of int
+        Which model each is compared with.
+    """
+    n_models = len(predictions)
+    means = np.zeros((n, len(masks), n_models))
+    for fold, truth in enumerate(observed):
+        counts = _drawn(units[fold], n, derive_seed(seed, "stimuli", fold))
+        for start in range(0, truth.shape[1], AT_ONCE):
+            columns = slice(start, start + AT_ONCE)
+            for model in range(n_models):
+                r = _weighted_r(counts, predictions[model][fold][:, columns], truth[:, columns])
+                for row, mask in enumerate(masks.values()):
+                    own = mask[columns]
+                    means[:, row, model] += np.nansum(r[:, own], 1) / max(mask.sum(), 1)
+    means /= len(observed)
+    low, high = np.percentile(means - means[:, :, list(reference)], LEVELS, 0)
+    return low, high
+
+
+def _drawn(units: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """Return how often each row is drawn in each of n samples, (n, n_rows)."""
+    names, of = np.unique(units, return_inverse=True)
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=n)
+    return np.asarray(counts[:, of], np.float32)
+
+
+def _weighted_r(counts: np.ndarray, predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Return the correlation of each target over rows that count so often, (n, n_targets).
+
+    Rows in which a target was not recorded count for nothing.
+    """
+    known = np.isfinite(truth)
+    p, y = (
+        np.where(known, one - np.nanmean(one, 0), 0).astype(np.float32)
+        for one in (predicted, truth)
+    )
+    size = counts @ known.astype(np.float32)
+    sums = [counts @ one for one in (p, y, p * p, y * y, p * y)]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = [one / size for one in sums]
+        covariance = means[4] - means[0] * means[1]
+        spread = (means[2] - means[0] ** 2) * (means[3] - means[1] ** 2)
+        return np.where(spread > 0, covariance / np.sqrt(spread), np.nan)
