@@ -89,7 +89,7 @@ def _change(before: Backbone, after: Backbone, layer: str) -> float:
     old = dict(before.module.get_submodule(layer).named_parameters())
     new = dict(after.module.get_submodule(layer).named_parameters())
     squares = [
-        (float((new[name] - one).square().sum()), float(one.square().sum()))
+        (float((new[name] - one).detach().square().sum()), float(one.detach().square().sum()))
         for name, one in old.items()
     ]
     moved, size = np.sum(squares, 0) if squares else (0.0, 0.0)
