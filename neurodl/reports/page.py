@@ -13,6 +13,7 @@ import pandas as pd
 import xarray as xr
 
 from neurodl.reports import brain, plots, provenance, summary, svg
+from neurodl.reports.adaptation import adaptation_context
 from neurodl.reports.tables import (
     ALL,
     BOOTSTRAP_LIMIT,
@@ -62,6 +63,7 @@ def page_context(page: Report, script: str, style: str) -> dict[str, Any]:
         "backbones": provenance.backbone_rows(scores),
         "provenance": provenance.provenance_rows(page.provenance, page.experiment),
         "citations": provenance.citations(scores, page.experiment),
+        "adaptation": adaptation_context(page.scores),
         **_numbers(scores, table),
         **_figures(scores, table),
     }
@@ -95,7 +97,8 @@ def _figures(scores: xr.Dataset, table: pd.DataFrame) -> dict[str, Any]:
     shown = plots.shown_rois(table)
     looks = _looks(scores)
     drawn = {
-        "profiles": plots.profiles(scores, table, fold_means(scores)),
+        # Conditions of a comparison are no steps from input to output; they have their own plot.
+        "profiles": [] if "gain" in scores else plots.profiles(scores, table, fold_means(scores)),
         "histograms": _histograms(scores, best_layers(table), looks),
         "ceiling": _ceiling(scores, table, looks),
     }

@@ -52,19 +52,15 @@ def over_targets(
     """
     found = np.full((4, len(masks), len(r)), np.nan)
     for row, (name, mask) in enumerate(masks.items()):
-        difference = (r - reference)[:, mask]
-        difference = difference[:, np.isfinite(difference).all(0)]
-        if not difference.shape[1]:
-            continue
-        rng = np.random.default_rng(derive_seed(seed, "targets", name))
-        # A mean of drawn targets is a mean weighted by how often each was drawn.
-        means = np.empty((n, len(r)))
-        for number in range(n):
-            drawn = rng.integers(0, difference.shape[1], difference.shape[1])
-            means[number] = difference[:, drawn].mean(1)
-        found[0, row] = difference.mean(1)
-        found[1:3, row] = np.percentile(means, LEVELS, 0)
-        found[3, row] = (difference > 0).mean(1)
+        for model, difference in enumerate((r - reference)[:, mask]):
+            known = difference[np.isfinite(difference)]
+            if not len(known):
+                continue  # a model that predicts constants has no correlation
+            # The same seed draws the same targets for every model.
+            rng = np.random.default_rng(derive_seed(seed, "targets", name))
+            means = [known[rng.integers(0, len(known), len(known))].mean() for _ in range(n)]
+            low, high = np.percentile(means, LEVELS)
+            found[:, row, model] = known.mean(), low, high, (known > 0).mean()
     return found[0], found[1], found[2], found[3]
 
 
