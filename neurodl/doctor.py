@@ -52,6 +52,8 @@ def examine() -> list[Finding]:
         _gpu(),
         *_video(),
         _optional("pynwb", "spikes", "NWB files"),
+        _optional("lightning", "finetune", "fine-tuned encoding models"),
+        _optional("peft", "finetune", "low-rank fine-tuning"),
         _memory(),
         *_folders(),
     ]

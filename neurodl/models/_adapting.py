@@ -41,6 +41,7 @@ from neurodl.models.readouts import RIDGE
 from neurodl.runtime import available_memory, derive_seed
 
 logger = logging.getLogger(__name__)
+OPTIMIZERS, SCHEDULES, place = _fitting.OPTIMIZERS, _fitting.SCHEDULES, _training.place
 N_FOR_NORMS = 256  # training stimuli whose statistics a batch normalisation is given
 CORE_LR = {"last": 3e-4, "all": 3e-4, "lora": 1e-3}
 

@@ -11,19 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import Checkpoint, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 
 from neurodl.errors import NeurodlWarning
+from neurodl.models._fitting import Fitting
 from neurodl.runtime import has_fast_half, resolve_devices
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of libraries about each other
-    import lightning.pytorch as pl
-    from lightning.pytorch.callbacks import Checkpoint, TQDMProgressBar
-    from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-    from lightning.pytorch.strategies import DDPStrategy
-
-    from neurodl.models._fitting import Fitting
 
 LAST = "last.ckpt"
 QUIET = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")

@@ -328,8 +328,6 @@ class NeuralEncoder(MultiOutputMixin, RegressorMixin, BaseEstimator):
         ------
         FoldPrediction
         """
-        from neurodl.models._adapting import FrozenOutputs
-
         self._check_parameters()
         shown, stimulus = self._shown(X)
         targets = _targets(y, len(stimulus))
@@ -337,7 +335,7 @@ class NeuralEncoder(MultiOutputMixin, RegressorMixin, BaseEstimator):
         backbone, layers = self.opened()
         device = resolve_devices(self.device)[0]
         probe = Network(backbone, layers, self.readout, 1, shown.example)
-        frozen = FrozenOutputs(probe, shown)
+        frozen = _engine().FrozenOutputs(probe, shown)
         groups = None if groups is None else np.asarray(groups)
         for fold, (train, test) in enumerate(splits):
             adapted = self._adapt(
@@ -421,22 +419,20 @@ class NeuralEncoder(MultiOutputMixin, RegressorMixin, BaseEstimator):
         ceiling: Any,
         frozen: FrozenOutputs | None,
     ) -> Any:
-        from neurodl.models._adapting import Adaptation, Given
-        from neurodl.models._training import place
-
+        engine = _engine()
         backbone, layers = self.opened()
         if groups is None and len(np.unique(stimulus)) < len(stimulus):
             groups = stimulus  # presentations of one stimulus validate or train together
-        given = Given(
+        given = engine.Given(
             shown,
             stimulus,
             targets,
             None if groups is None else np.asarray(groups),
             self._weights(targets.shape[1], ceiling),
         )
-        where = place(self.device, self.amp, self.logs, self.checkpoints)
+        where = engine.place(self.device, self.amp, self.logs, self.checkpoints)
         label = self._label(backbone, shown, stimulus, targets)
-        return Adaptation(self, backbone, layers, given, where, label, frozen).run()
+        return engine.Adaptation(self, backbone, layers, given, where, label, frozen).run()
 
     def _learn(self, adapted: Any, y: Any) -> None:
         network = adapted.network.cpu()
@@ -521,16 +517,15 @@ class NeuralEncoder(MultiOutputMixin, RegressorMixin, BaseEstimator):
         return digest.hexdigest()[:16]
 
     def _check_parameters(self) -> None:
-        from neurodl.models._fitting import OPTIMIZERS, SCHEDULES
-
+        engine = _engine()
         known = {
             "readout": READOUTS,
             "finetune": FINETUNE,
             "loss": LOSSES,
             "norm": NORMS,
             "unfreeze": UNFREEZE,
-            "optimizer": OPTIMIZERS,
-            "schedule": SCHEDULES,
+            "optimizer": engine.OPTIMIZERS,
+            "schedule": engine.SCHEDULES,
         }
         for name, options in known.items():
             given = getattr(self, name)
@@ -551,6 +546,19 @@ class NeuralEncoder(MultiOutputMixin, RegressorMixin, BaseEstimator):
             raise ValueError("readout='ridge' is of squared error; use loss='mse' with it.")
         if self.dropout >= 1:
             raise ValueError(f"`dropout` must be below 1, but got {self.dropout}.")
+
+
+def _engine() -> Any:
+    """Return what trains, which needs Lightning and is imported when it is first asked for."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of libraries about each other
+            from neurodl.models import _adapting
+    except ImportError as error:
+        raise ImportError(
+            f"NeuralEncoder is trained with Lightning ({error}): pip install 'neurodl[finetune]'."
+        ) from error
+    return _adapting
 
 
 def _targets(y: Any, n_rows: int) -> torch.Tensor:

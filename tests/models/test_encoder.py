@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
+import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -364,6 +368,7 @@ def test_losses_by_epoch_are_logged(backbone, stimuli, responses, tmp_path):
     logged = np.genfromtxt(files[1], delimiter=",", names=True)
     kept = [one["val_loss"] for one in model.history_ if one["stage"] == "readout"][1:]
     np.testing.assert_allclose(logged["val_loss"], kept, rtol=1e-5)
+    assert len(list(tmp_path.rglob("events.out.tfevents*"))) == 2
 
 
 @pytest.fixture(scope="module")
@@ -448,3 +453,179 @@ def test_statistics_can_be_those_of_the_training_stimuli(backbone, stimuli, resp
     torch.testing.assert_close(
         model.core_["block1.1.running_mean"], before_norm.mean((0, 2, 3)), atol=1e-4, rtol=1e-3
     )
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "rmsprop", "adam", "adamw"])
+def test_every_optimizer_lowers_the_loss(optimizer, backbone, shifted):
+    lr = 0.2 if optimizer in ("sgd", "momentum") else 0.01
+    model = encoder(backbone, optimizer=optimizer, lr=lr, readout_epochs=15).fit(*shifted)
+    losses = [one["loss"] for one in model.history_][1:]
+    assert losses[-1] < losses[0]
+    assert model.history_[-1]["val_loss"] < model.history_[0]["val_loss"]
+
+
+def test_learning_rates_follow_the_schedule():
+    from neurodl.models._fitting import Fitting, Stage
+
+    def rates(schedule, warmup=0, n=5):
+        stage = Stage("x", [], n, 1, 8, 8, schedule=schedule, warmup=warmup)
+        fitting = Fitting.__new__(Fitting)
+        torch.nn.Module.__init__(fitting)
+        fitting.stage = stage
+        return [fitting._rate(epoch) for epoch in range(n)]
+
+    assert rates("constant") == [1.0] * 5
+    np.testing.assert_allclose(rates("linear"), [1, 0.8, 0.6, 0.4, 0.2])
+    np.testing.assert_allclose(rates("cosine"), (1 + np.cos(np.pi * np.arange(5) / 5)) / 2)
+    np.testing.assert_allclose(rates("constant", warmup=2), [1 / 3, 2 / 3, 1, 1, 1])
+
+
+def test_the_epoch_that_is_kept_is_the_best_on_the_validation_rows(backbone, stimuli, responses):
+    from neurodl.models._adapting import split_validation
+
+    options = {"readout_epochs": 60, "readout_patience": 8, "lr": 0.1}
+    model = encoder(backbone, **options).fit(stimuli, responses)
+    losses = [one["val_loss"] for one in model.history_]
+    best = int(np.argmin(losses))
+    assert len(losses) == min(best + 8, 60) + 1  # and the start
+    _, validation = split_validation(0.2, 96, None, 0)
+    predicted = model.predict(torch.utils.data.Subset(stimuli, validation.tolist()))
+    z = (predicted - model.mean_) / model.sd_
+    truth = (responses[validation] - model.mean_) / model.sd_
+    assert np.mean((z - truth) ** 2) == pytest.approx(losses[best], rel=1e-3)
+    assert model.val_r_ == pytest.approx(
+        np.mean([np.corrcoef(predicted[:, t], responses[validation, t])[0, 1] for t in range(5)]),
+        abs=1e-4,
+    )
+
+
+@pytest.mark.parametrize("readout", ["gaussian2d", "ridge"])
+def test_test_rows_touch_nothing(readout, backbone, stimuli, responses):
+    train, test = np.arange(70), np.arange(70, 96)
+    changed = responses.copy()
+    changed[test] = 1e3
+    model = encoder(backbone, finetune="all", readout=readout)
+    said = [
+        next(iter(model.predict_folds(stimuli, y, [(train, test)]))).predicted
+        for y in (responses, changed)
+    ]
+    assert torch.equal(*said)
+
+
+def test_the_core_never_sees_the_validation_rows(backbone, stimuli, responses):
+    """They choose the epoch; with one epoch that always improves, they change nothing."""
+    from neurodl.models._adapting import split_validation
+
+    _, validation = split_validation(0.2, 96, None, 0)
+    seen = []
+    real = SmallNet.forward
+
+    class Spy(SmallNet):
+        def forward(self, x):
+            if torch.is_grad_enabled() and len(x) > 1:
+                seen.append(x.detach().clone())
+            return real(self, x)
+
+    spied = ndl.load_backbone(Spy(), transform=TRANSFORM)
+    encoder(spied, finetune="all").fit(stimuli, responses)
+    passed = {round(float(row.double().sum()), 3) for batch in seen for row in batch}
+    held = {round(float(TRANSFORM(stimuli[row]).double().sum()), 3) for row in validation}
+    assert len(passed) == 77 and not passed & held
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on_to_the_same_result(stimuli, responses, tmp_path):
+    """Killed by the system in the middle of an epoch, with nothing said."""
+    script = tmp_path / "fit.py"
+    cases = Path(__file__).parents[1] / "cases"
+    script.write_text(
+        f"""
+import sys; sys.path.insert(0, {str(cases)!r})
+import numpy as np, neurodl as ndl
+from encoding_cases import small_backbone, random_stimuli
+y = np.load({str(tmp_path / "y.npy")!r})
+model = ndl.NeuralEncoder(small_backbone(), "block2", finetune="all", lr=0.02, device="cpu",
+    readout_epochs=4, max_epochs=400, patience=400, core_lr=1e-4,
+    checkpoints={str(tmp_path / "c")!r})
+model.fit(random_stimuli(96), y)
+"""
+    )
+    np.save(tmp_path / "y.npy", responses)
+    process = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if list((tmp_path / "c").glob("*-all/last.ckpt")):
+            break
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    (kept,) = (tmp_path / "c").glob("*-all/last.ckpt")
+    n_done = torch.load(kept, weights_only=False)["epoch"]
+    n_epochs = n_done + 4  # it had not come to its end
+    assert n_done < 390
+    options = {"finetune": "all", "core_lr": 1e-4, "patience": 400, "max_epochs": 400}
+
+    def ended(checkpoints):
+        model = encoder(small_backbone(), **options, checkpoints=checkpoints)
+        with pytest.MonkeyPatch.context() as patch:
+            from neurodl.models import _training
+
+            real = _training.run
+
+            def shorter(fitting, where, label):
+                # The same run, but not all of its 400 epochs.
+                fitting.stage.max_epochs = min(fitting.stage.max_epochs, n_epochs)
+                return real(fitting, where, label)
+
+            patch.setattr(_training, "run", shorter)
+            return model.fit(stimuli, responses).predict(stimuli)
+
+    np.testing.assert_array_equal(ended(tmp_path / "c"), ended(None))
+
+
+def test_videos_pass_frame_by_frame_or_whole(rng):
+    clips = [torch.as_tensor(rng.integers(0, 256, (4, 3, 24, 24)), dtype=torch.uint8)] * 12
+    y = rng.standard_normal((12, 2)).astype("f4")
+    model = encoder(small_backbone(), finetune="all", readout_epochs=1, max_epochs=1)
+    predicted = model.fit(clips, y).predict(clips)
+    network = model.network()
+    with torch.no_grad():
+        frames = network.core.block1(network.core.stem(TRANSFORM(clips[0])))
+        mean = network.core.block2(frames).mean(0, keepdim=True)
+        by_hand = network.readouts[0](mean).numpy() * model.sd_ + model.mean_
+    np.testing.assert_allclose(predicted[:1], by_hand, atol=1e-5)
+    uneven = [*clips[:11], clips[0][:3]]
+    with pytest.raises(SchemaError, match="Open clips with n_frames"):
+        encoder(small_backbone()).fit(uneven, y)
+
+
+@pytest.mark.slow
+def test_a_network_of_videos_can_be_tuned(rng):
+    clips = [torch.as_tensor(rng.integers(0, 256, (8, 3, 40, 40)), dtype=torch.uint8)] * 8
+    y = rng.standard_normal((8, 2)).astype("f4")
+    model = ndl.NeuralEncoder(
+        "torchvision:r3d_18", "layer1", finetune="last", readout_epochs=1, max_epochs=1,
+        batch_size=4, device="cpu", backbone_options={"pretrained": False},
+    )  # fmt: skip
+    assert np.isfinite(model.fit(clips, y).predict(clips)).all()
+    assert len(model.network().shapes[0]) == 3  # over time it is averaged
+
+
+def test_a_bar_shows_loss_and_val_loss(backbone, stimuli, responses, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    encoder(backbone, finetune="all").fit(stimuli, responses)
+    shown = "".join(capsys.readouterr())
+    assert "val_loss=" in shown and "loss=" in shown and "v_num" not in shown
+
+
+def test_without_lightning_it_says_what_to_install(backbone, stimuli, responses, monkeypatch):
+    from neurodl import models
+
+    monkeypatch.delattr(models, "_adapting", raising=False)
+    monkeypatch.setitem(sys.modules, "neurodl.models._adapting", None)
+    with pytest.raises(ImportError, match=r"pip install 'neurodl\[finetune\]'"):
+        encoder(backbone).fit(stimuli, responses)
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ImportError, match="needs peft"):
+        encoder(backbone, finetune="lora").fit(stimuli, responses)
