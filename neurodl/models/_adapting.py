@@ -185,6 +185,7 @@ class Adaptation:
             fitting.bank, fitting.part = bank
         self.network.train()
         entries = _training.run(fitting, self.where, f"{self.label}-{stage.name}")
+        self.network.to(self.device)  # Lightning leaves it on the CPU
         self.history.extend({"stage": stage.name, **one} for one in entries)
         best = min(entries, key=lambda one: one["val_loss"])
         return best is not entries[0]
@@ -194,6 +195,7 @@ class Adaptation:
         features = flat(outputs.outputs)
         targets, seed = self.given.targets, self.options.seed
         bank = fit_bank(features, targets, self.scale, self.train, seed, self.device)
+        self.network.readouts.requires_grad_(False)
         moved = self._train(self._core_stage(None), Varied(self.given.shown, self.given.rows), bank)
         if moved:
             with _still(self.network):

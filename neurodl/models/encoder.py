@@ -512,8 +512,9 @@ class NeuralEncoder(MultiOutputMixin, RegressorMixin, BaseEstimator):
         digest.update(backbone.weights_sha256.encode())
         digest.update(np.ascontiguousarray(stimulus).tobytes())
         digest.update(targets.contiguous().numpy().tobytes())
-        if self.checkpoints is not None and hasattr(shown.stimuli, "hashes"):
-            digest.update("".join(shown.stimuli.hashes()).encode())
+        for stimuli in (shown.stimuli, self.source):
+            if self.checkpoints is not None and hasattr(stimuli, "hashes"):
+                digest.update("".join(stimuli.hashes()).encode())
         return digest.hexdigest()[:16]
 
     def _check_parameters(self) -> None:

@@ -629,3 +629,21 @@ def test_without_lightning_it_says_what_to_install(backbone, stimuli, responses,
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ImportError, match="needs peft"):
         encoder(backbone, finetune="lora").fit(stimuli, responses)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"finetune": "all", "l2_sp": 0.1, "ewc": 0.1},
+        {"finetune": "lora", "loss": "correlation"},
+        {"finetune": "all", "readout": "ridge", "norm": "train"},
+    ],
+)
+def test_a_gpu_gives_the_same_model(options, backbone, stimuli, responses):
+    on = {
+        device: encoder(backbone, **options, amp=False).set_params(device=device)
+        for device in ("cpu", "cuda")
+    }
+    said = {device: one.fit(stimuli, responses).predict(stimuli) for device, one in on.items()}
+    np.testing.assert_allclose(said["cuda"], said["cpu"], atol=2e-2)
