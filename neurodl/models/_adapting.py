@@ -37,7 +37,7 @@ from neurodl.models._crossfit import (
 from neurodl.models._losses import Scale, fit_scale, target_weights
 from neurodl.models._network import Network
 from neurodl.models._shown import MEMORY_SHARE, Shown
-from neurodl.models.readouts import RIDGE
+from neurodl.models.readouts import RIDGE, Standardized
 from neurodl.runtime import available_memory, derive_seed
 
 logger = logging.getLogger(__name__)
@@ -149,6 +149,7 @@ class Adaptation:
             if self.options.readout == RIDGE:
                 self._solve(_needed(outputs, network), "ridge", cv=5)
             else:
+                self._take_scale(outputs)
                 self._train(self._readout_stage(), outputs or Varied(self.given.shown, rows))
         if self.tunes and self.options.readout == RIDGE:
             self._tune_crossfitted(_needed(outputs, network))
@@ -164,6 +165,18 @@ class Adaptation:
             self.remarks,
             tuple(self.given.shown.example.shape[1:]),
         )
+
+    def _take_scale(self, outputs: Kept | None) -> None:
+        """Tell the readouts the scale of their channels, of training rows."""
+        if outputs is None:
+            some = self.given.rows[self.train][:N_FOR_NORMS]
+            with torch.no_grad():
+                found = self.network.outputs(self.given.shown.inputs(some).to(self.device))
+        else:
+            found = [one[self.train] for one in outputs.outputs]
+        for readout, one in zip(self.network.readouts, found, strict=True):
+            if isinstance(readout, Standardized):
+                readout.take_scale(one)
 
     def _train(
         self, stage: _fitting.Stage, fetch: Any, bank: tuple[LinearBank, torch.Tensor] | None = None

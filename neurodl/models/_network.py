@@ -15,7 +15,7 @@ from neurodl.backbones import Backbone
 from neurodl.backbones.catalogue import first_tensor
 from neurodl.errors import SchemaError, UnknownNameError, listed
 from neurodl.features.pool import Tokens
-from neurodl.models.readouts import make_readout
+from neurodl.models.readouts import RIDGE, Standardized, make_readout
 
 
 class _StopForward(Exception):
@@ -71,9 +71,10 @@ class Network(nn.Module):
         self.readouts = nn.ModuleList()
         for layer, shape in zip(self.layers, self.shapes, strict=True):
             try:
-                self.readouts.append(make_readout(readout, shape, n_targets))
+                one = make_readout(readout, shape, n_targets)
             except SchemaError as error:
                 raise SchemaError(f"Layer {layer!r} of {backbone.name}: {error}") from error
+            self.readouts.append(one if readout == RIDGE else Standardized(one, shape))
 
     @property
     def backbone(self) -> Backbone:

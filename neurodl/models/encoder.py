@@ -84,7 +84,8 @@ class NeuralEncoder(MultiOutputMixin, RegressorMixin, BaseEstimator):
         first.
     lr, core_lr : float
         Learning rates of the readout and of the core at the layer; by default 0.0003 for the core,
-        with "lora" 0.001.
+        with "lora" 0.001. Readouts see the layer's channels about their mean, in units of what all
+        of them vary by, so that `lr`, `l1` and `l2` mean the same for all layers.
     layer_decay : float
         What the learning rate is multiplied by for each block further from the layer.
     unfreeze : {"together", "gradual"}
@@ -166,7 +167,7 @@ class NeuralEncoder(MultiOutputMixin, RegressorMixin, BaseEstimator):
     def __init__(
         self,
         backbone: Any = "torchvision:resnet18",
-        layer: Any = "layer3",
+        layer: Any = None,
         readout: str = "gaussian2d",
         finetune: str | None = None,
         loss: str = "mse",
@@ -185,7 +186,7 @@ class NeuralEncoder(MultiOutputMixin, RegressorMixin, BaseEstimator):
         warmup: int = 0,
         clip: float | None = None,
         weight_decay: float = 0.0,
-        l1: float = 0.0,
+        l1: float = 0.01,
         l2: float = 0.0,
         l2_sp: float = 0.0,
         ewc: float = 0.0,
@@ -461,6 +462,11 @@ class NeuralEncoder(MultiOutputMixin, RegressorMixin, BaseEstimator):
             if getattr(self, "_loaded", (None,))[0] != key:
                 self._loaded = key, load_backbone(self.backbone, **options)
             backbone = self._loaded[1]
+        if self.layer is None:
+            raise ValueError(
+                f"`layer` must say which layer of {backbone.name} is read, for instance one of "
+                f"{backbone.default_layers}."
+            )
         return backbone, backbone.check_layers(self.layer)
 
     def _shown(self, X: Any, augmented: bool = True) -> tuple[Shown, np.ndarray]:

@@ -14,6 +14,7 @@ from neurodl.errors import SchemaError, UnknownNameError, did_you_mean
 RIDGE = "ridge"  # a linear readout that is solved for
 START_WIDTH = 0.5  # of a receptive field, in halves of the map
 NARROWEST = 0.02
+SMALLEST_SCALE = 1e-6
 
 
 class Places(NamedTuple):
@@ -191,6 +192,38 @@ class AttentionReadout(_AtPlaces):
         agreement = torch.einsum("ncp,tc->ntp", values, scaled) + self.place.to(values.dtype)
         seen = torch.einsum("ncp,ntp->ntc", values, agreement.softmax(-1))
         return torch.einsum("ntc,tc->nt", seen, self.channels.to(values.dtype)) + self.bias
+
+
+class Standardized(nn.Module):
+    """A readout of channels about their mean, in units of what all of them vary by.
+
+    So that a learning rate and a penalty mean the same for all layers, and channels that vary
+    little stay as quiet as they are. The numbers are told once, by `take_scale`, and stay while
+    the core is trained.
+    """
+
+    mean: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, readout: nn.Module, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.readout = readout
+        # Channels stand first in maps and last in tokens.
+        self.axis = 1 if len(shape) == 3 else -1
+        sizes = (shape[0], 1, 1) if len(shape) == 3 else (shape[-1],)
+        self.register_buffer("mean", torch.zeros(sizes))
+        self.register_buffer("scale", torch.ones(()))
+
+    def take_scale(self, outputs: torch.Tensor) -> None:
+        """Take the scale of training rows (n_rows, ...): over rows and places."""
+        channels = outputs.movedim(self.axis, 0).flatten(1)
+        self.mean.copy_(channels.mean(1).view_as(self.mean))
+        self.scale.copy_(channels.var(1).mean().sqrt().clamp(min=SMALLEST_SCALE))
+
+    def forward(self, output: torch.Tensor) -> torch.Tensor:
+        """Return predictions (n_samples, n_targets)."""
+        predicted: torch.Tensor = self.readout((output - self.mean) / self.scale)
+        return predicted
 
 
 READOUTS: dict[str, Callable[[Sequence[int], int, int], nn.Module]] = {

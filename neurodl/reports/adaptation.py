@@ -65,6 +65,9 @@ def verdicts(scores: xr.Dataset, table: pd.DataFrame) -> list[str]:
         frozen = single[~single["adaptation"].isin(TUNED)]
         if not len(tuned):
             continue
+        if not (tuned["r"].notna().any() and frozen["r"].notna().any()):
+            said.append(f"{backbone}: tuned or frozen models predict nothing but constants.")
+            continue
         best, rival = (rows.loc[rows["r"].idxmax()] for rows in (tuned, frozen))
         pair = [r.sel(layer=f"{backbone}/{one['adaptation']}").values for one in (best, rival)]
         seed = int(scores.attrs.get("seed", 0))

@@ -72,8 +72,8 @@ def compare(
     adaptations : sequence of str, or mapping of name to estimator
         "ridge" on the frozen layer, which is always among them; "ridge, all layers" on all coarse
         steps side by side; "readout" trained on the frozen layer; "last", "lora" and "all", see
-        `NeuralEncoder`. Or models of your own by name; one that takes stimuli gets the backbone
-        and the layer.
+        `NeuralEncoder`. Or models of your own by name; one that takes stimuli gets the backbone,
+        and the layer unless it names one.
     n_train : sequence of int
         For learning curves: fit also to so many of the training rows of each fold, of whole
         groups where there are groups.
@@ -322,7 +322,9 @@ def _by_layer(
         folds = [fold for fold, one in enumerate(read) if one == layer]
         some = [splits[fold] for fold in folds]
         if takes_stimuli(model):
-            place = {"backbone": backbone, "layer": layer, "backbone_options": None}
+            place: dict[str, Any] = {"backbone": backbone, "backbone_options": None}
+            if model.get_params(deep=False).get("layer") is None:
+                place["layer"] = layer
             said = _predictions(
                 task, clone(model).set_params(**place), task.stimulus[:, None], some
             )

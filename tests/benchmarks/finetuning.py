@@ -24,8 +24,6 @@ RECORDINGS = Path(
     os.environ.get("NEURODL_RECORDINGS", Path(__file__).parents[3] / "shared" / "data")
 )
 TUNING = {
-    "lr": 1e-3,
-    "l1": 0.03,
     "readout_patience": 15,
     "schedule": "cosine",
     "max_epochs": 6,
@@ -66,6 +64,12 @@ def models(device: str) -> dict[str, object]:
         "readout": None,
         "lora": None,
         "all": None,
+        "all, four layers": ndl.NeuralEncoder(
+            layer=[f"blocks.{number}" for number in (1, 2, 3, 4)],
+            finetune="all",
+            **TUNING,
+            **common,
+        ),
         "all, norm": ndl.NeuralEncoder(finetune="all", norm="train", **TUNING, **common),
         "all, poisson": ndl.NeuralEncoder(finetune="all", loss="poisson", **TUNING, **common),
         "crossfit": ndl.NeuralEncoder(patience=8, **CROSSFIT, **common),

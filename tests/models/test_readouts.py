@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from neurodl.errors import SchemaError, UnknownNameError
-from neurodl.models.readouts import NARROWEST, READOUTS, at_places, make_readout
+from neurodl.models.readouts import NARROWEST, READOUTS, Standardized, at_places, make_readout
 
 N, T, C, H, W = 2, 3, 4, 4, 5
 
@@ -27,6 +27,9 @@ def trained(name, shape=(C, H, W), n_prefix=0):
             noise = torch.randn(parameter.shape, dtype=torch.double, generator=generator)
             parameter.copy_(0.4 * noise)
     return readout.eval()
+
+
+LINEAR = ("linear", "ridge")
 
 
 @pytest.mark.parametrize("name", READOUTS)
@@ -103,7 +106,7 @@ def test_attention(output):
             torch.testing.assert_close(found[n, t], expected)
 
 
-@pytest.mark.parametrize("name", [name for name in READOUTS if name != "linear"])
+@pytest.mark.parametrize("name", [name for name in READOUTS if name not in LINEAR])
 def test_patches_of_a_transformer_are_the_same_places(name, output):
     """The class token has no place, and changes nothing."""
     tokens = torch.cat([torch.randn(N, 1, C, dtype=torch.double), output[..., :H].flatten(2).mT], 1)
@@ -116,10 +119,25 @@ def test_outputs_without_places():
     readout = make_readout("linear", (10,), T)
     assert readout(torch.zeros(2, 10)).shape == (2, T)
     for name in READOUTS:
-        if name != "linear":
+        if name not in LINEAR:
             with pytest.raises(SchemaError, match=r"shape \(1, 10\), without places"):
                 make_readout(name, (10,), T)
     places = at_places(torch.zeros(2, 7, C))  # no square number of tokens
     assert (places.height, places.width) == (1, 7)
     with pytest.raises(UnknownNameError, match="Did you mean 'gaussian2d'"):
         make_readout("gaussian", (C, H, W), T)
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((C, H, W), 1), ((9, C), 2), ((C,), 1)])
+def test_readouts_see_channels_in_units_of_what_all_of_them_vary_by(shape, axis):
+    outputs = 3 + 5 * torch.randn(40, *shape)
+    readout = Standardized(make_readout("linear", shape, T), shape)
+    readout.take_scale(outputs)
+    seen = []
+    readout.readout.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    readout(outputs)
+    channels = seen[0].movedim(axis, 0).flatten(1)
+    torch.testing.assert_close(channels.mean(1), torch.zeros(C), atol=1e-5, rtol=0)
+    assert float(channels.var(1).mean()) == pytest.approx(1, abs=1e-5)
+    readout.take_scale(torch.full((4, *shape), 7.0))  # constant: no division by 0
+    assert torch.isfinite(readout(outputs)).all()

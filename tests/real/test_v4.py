@@ -167,7 +167,7 @@ def test_a_tuned_network_beats_the_frozen_one(experiment, recordings):
     splits = [(np.setdiff1d(np.arange(1200), test), test) for test in folds[:2]]
     scores = ndl.compare(
         experiment, {"mobilenet": small}, ["ridge", "readout", "all"], layers="blocks.3", cv=splits,
-        lr=1e-3, l1=0.03, readout_patience=10, schedule="cosine", max_epochs=3, patience=3,
+        readout_patience=10, schedule="cosine", max_epochs=3, patience=3,
         device="cpu",
     )  # fmt: skip
     table = ndl.comparison_table(scores).set_index("adaptation")

@@ -93,6 +93,14 @@ def test_it_is_saved_and_loaded_with_its_gains(tmp_path):
     assert adaptation_context(again)["verdicts"] == adaptation_context(scores)["verdicts"]
 
 
+def test_constant_predictions_are_no_verdict():
+    scores = compared(0.1)
+    scores["r"].loc[{"layer": "net/all"}] = np.nan
+    scores["r"].loc[{"layer": "net/all + ridge, all layers"}] = np.nan
+    (said,) = verdicts(scores, ndl.comparison_table(scores))
+    assert said == "net: tuned or frozen models predict nothing but constants."
+
+
 def test_without_tuned_networks_there_is_no_verdict():
     scores = compared(0.1).isel(layer=[0, 1, 2])
     assert adaptation_context(scores)["verdicts"] == []
