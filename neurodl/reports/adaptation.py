@@ -11,7 +11,7 @@ import xarray as xr
 
 from neurodl.reports.summary import count, number, plural
 from neurodl.reports.svg import INK, MARKERS, PALETTE, new_figure, styled
-from neurodl.reports.tables import ALL
+from neurodl.reports.tables import ALL, nanmean
 from neurodl.schema import target_dim
 from neurodl.scores import comparison_table
 from neurodl.scores.paired import over_targets, roi_masks
@@ -173,7 +173,7 @@ def _curves(scores: xr.Dataset, table: pd.DataFrame) -> list[dict[str, str]]:
         rows = np.flatnonzero(of & np.array(single))
         names = [str(scores["adaptation"].values[row]) for row in rows]
         for roi, mask in list(masks.items())[:MAX_PANELS]:
-            values = np.nanmean(r.transpose("layer", "n_train", target).values[rows][..., mask], -1)
+            values = nanmean(r.transpose("layer", "n_train", target).values[rows][..., mask], -1)
             several = len(dict.fromkeys(table["backbone"])) > 1
             panels.append(
                 {

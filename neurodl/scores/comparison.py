@@ -507,7 +507,7 @@ def comparison_table(scores: xr.Dataset) -> pd.DataFrame:
                     "roi": roi,
                     "backbone": str(one["backbone"].values),
                     "adaptation": str(one["adaptation"].values),
-                    "r": float(np.nanmean(r.sel(layer=label).values[masks[roi]])),
+                    "r": _mean(r.sel(layer=label).values[masks[roi]]),
                     "gain": float(one["gain"]),
                     **intervals,
                     "share_better": float(one["share_better"]),
@@ -515,6 +515,12 @@ def comparison_table(scores: xr.Dataset) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(rows)
+
+
+def _mean(values: np.ndarray) -> float:
+    """Return the mean of what is not NaN, NaN where nothing is left."""
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else float("nan")
 
 
 def _beats_from(one: xr.Dataset) -> float:

@@ -114,10 +114,10 @@ def _weighted_r(counts: np.ndarray, predicted: np.ndarray, truth: np.ndarray) ->
     Rows in which a target was not recorded count for nothing.
     """
     known = np.isfinite(truth)
-    p, y = (
-        np.where(known, one - np.nanmean(one, 0), 0).astype(np.float32)
-        for one in (predicted, truth)
-    )
+    filled = [np.where(known, one, 0).astype(np.float32) for one in (predicted, truth)]
+    # About their means, for the precision of sums of squares.
+    means = [one.sum(0) / known.sum(0).clip(min=1) for one in filled]
+    p, y = (np.where(known, one - mean, 0) for one, mean in zip(filled, means, strict=True))
     size = counts @ known.astype(np.float32)
     sums = [counts @ one for one in (p, y, p * p, y * y, p * y)]
     with np.errstate(invalid="ignore", divide="ignore"):
