@@ -30,6 +30,11 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
 }
 SCHEDULES = ("constant", "cosine", "linear", "plateau")
+LIGHTNING_LOGGERS = (
+    "lightning.pytorch",
+    "lightning.fabric",
+    "lightning.pytorch.utilities.rank_zero",
+)
 IMPROVED = 1e-5  # what a validation loss must fall by to count as lower
 PLATEAU = 2  # epochs without improvement until "plateau" takes a third of the learning rate
 EXPLODED = 1e4  # times the loss of the start
@@ -131,7 +136,11 @@ class Fitting(pl.LightningModule):
         self._sums: list[torch.Tensor] = []
         self._began = 0.0
 
-    # -- what Lightning asks for ---------------------------------------------------------------
+    def setup(self, stage: str) -> None:
+        """Keep the processes that share batches as quiet as the one that started them."""
+        if self.trainer.world_size > 1:
+            for name in LIGHTNING_LOGGERS:
+                logging.getLogger(name).setLevel(logging.ERROR)
 
     def train_dataloader(self) -> Any:
         """Return batches of row numbers."""
@@ -207,8 +216,6 @@ class Fitting(pl.LightningModule):
         kept = checkpoint["stage"]
         self.best, self.history = kept["best"], kept["history"]
         self.best_loss, self.best_epoch, self.start_loss, self.micro_batch_size = kept["numbers"]
-
-    # -- an epoch ------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
         """Score the start, which is what stays if nothing improves it."""

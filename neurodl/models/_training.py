@@ -18,11 +18,10 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from neurodl.errors import NeurodlWarning
-from neurodl.models._fitting import Fitting
+from neurodl.models._fitting import LIGHTNING_LOGGERS, Fitting
 from neurodl.runtime import has_fast_half, resolve_devices
 
 LAST = "last.ckpt"
-QUIET = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
 
 
 class Place(NamedTuple):
@@ -178,7 +177,7 @@ def _alarm(history: list[dict[str, float]], stage: str) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence what Lightning says of itself; neurodl says what matters."""
-    loggers = [logging.getLogger(name) for name in QUIET]
+    loggers = [logging.getLogger(name) for name in LIGHTNING_LOGGERS]
     levels = [one.level for one in loggers]
     for one in loggers:
         one.setLevel(logging.ERROR)
