@@ -653,3 +653,31 @@ def test_a_gpu_gives_the_same_model(options, backbone, stimuli, responses):
     }
     said = {device: one.fit(stimuli, responses).predict(stimuli) for device, one in on.items()}
     np.testing.assert_allclose(said["cuda"], said["cpu"], atol=2e-2)
+
+
+def test_what_does_not_fit_into_memory_is_computed_anew(backbone, stimuli, responses, monkeypatch):
+    model = encoder(backbone, finetune="all").fit(stimuli, responses)
+    for module in ("_shown", "_adapting"):
+        monkeypatch.setattr(f"neurodl.models.{module}.available_memory", lambda _: 0)
+    again = encoder(backbone, finetune="all").fit(stimuli, responses)
+    # The same but for the order of sums.
+    np.testing.assert_allclose(again.predict(stimuli), model.predict(stimuli), atol=2e-3)
+    with pytest.raises(TooLargeError, match="use extract_kernels with KernelRidgeCV"):
+        encoder(backbone, readout="ridge").fit(stimuli, responses)
+
+
+def test_augmentation_varies_training_rows_by_the_seed_and_nothing_else(stimuli):
+    from neurodl.models._shown import Shown, make_augmentation
+
+    backbone = small_backbone()
+    names = ["RandomHorizontalFlip", ("ColorJitter", {"brightness": 0.5})]
+    shown = Shown(backbone, stimuli, make_augmentation(names))
+    rows = np.arange(10)
+    plain, first, again = shown.inputs(rows), shown.varied(rows, 1), shown.varied(rows, 1)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, plain) and not torch.equal(first, shown.varied(rows, 2))
+    assert torch.equal(shown.varied(rows[::-1].copy(), 1).flip(0), first)  # by row, not by place
+    assert torch.equal(shown.inputs(rows), plain)
+    flips = make_augmentation([("RandomHorizontalFlip", {"p": 1.0})])
+    flipped = Shown(backbone, stimuli, flips).varied(rows, 0)
+    assert torch.equal(flipped.flip(-1), plain)
