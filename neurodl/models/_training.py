@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import sys
 import tempfile
 import warnings
@@ -17,7 +18,7 @@ from lightning.pytorch.callbacks import Checkpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
-from neurodl.errors import NeurodlWarning
+from neurodl.errors import FileFormatError, NeurodlWarning
 from neurodl.models._fitting import LIGHTNING_LOGGERS, Fitting
 from neurodl.runtime import has_fast_half, resolve_devices
 
@@ -67,6 +68,8 @@ def run(fitting: Fitting, where: Place, label: str) -> list[dict[str, float]]:
     ------
     TrainingError, TooLargeError
         The loss ran away, or not even one stimulus fits into memory.
+    FileFormatError
+        A checkpoint is damaged.
     """
     with tempfile.TemporaryDirectory() as scratch, _quiet():
         folder = where.checkpoints / label if where.checkpoints is not None else Path(scratch)
@@ -74,12 +77,32 @@ def run(fitting: Fitting, where: Place, label: str) -> list[dict[str, float]]:
         last = folder / LAST
         with torch.random.fork_rng(devices=_cuda(where.devices)):
             trainer = _trainer(fitting, where, label, end)
-            trainer.fit(fitting, ckpt_path=str(last) if last.exists() else None, weights_only=False)
-        kept = torch.load(last, map_location="cpu", weights_only=False)
+            if last.exists():
+                _read(last)
+            trainer.fit(fitting, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+        kept = _read(last)
     best, history = kept["stage"]["best"], kept["stage"]["history"]
     fitting.load_state_dict(best)
     _alarm(history, fitting.stage.name)
     return list(history)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint holds: tensors, numbers and text only.
+
+    Raises
+    ------
+    FileFormatError
+        It is damaged.
+    """
+    try:
+        kept: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise FileFormatError(
+            f"The checkpoint {path} is damaged ({(str(error) or 'it is empty').splitlines()[0]:.80}). Remove its "
+            "folder to train that fit anew."
+        ) from error
+    return kept
 
 
 class _End(Checkpoint):

@@ -26,6 +26,7 @@ from torch import nn
 
 import neurodl as ndl
 from neurodl.errors import (
+    FileFormatError,
     NeurodlWarning,
     SchemaError,
     TooLargeError,
@@ -181,6 +182,16 @@ def test_an_interrupted_fit_goes_on_to_the_same_result(
     np.testing.assert_equal(
         forget, [{k: v for k, v in one.items() if k != "seconds"} for one in whole.history_]
     )
+
+
+def test_a_damaged_checkpoint_says_what_to_do(backbone, stimuli, responses, tmp_path):
+    encoder(backbone, checkpoints=tmp_path).fit(stimuli, responses)
+    (kept,) = tmp_path.rglob("last.ckpt")
+    whole = kept.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b"nothing of the kind"):
+        kept.write_bytes(damaged)
+        with pytest.raises(FileFormatError, match="is damaged .* Remove its folder"):
+            encoder(backbone, checkpoints=tmp_path).fit(stimuli, responses)
 
 
 def test_small_parts_of_a_batch_give_the_same_model(backbone, stimuli, responses):
