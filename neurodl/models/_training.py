@@ -98,9 +98,10 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         kept: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        why = (str(error) or "it is empty").splitlines()[0]
         raise FileFormatError(
-            f"The checkpoint {path} is damaged ({(str(error) or 'it is empty').splitlines()[0]:.80}). Remove its "
-            "folder to train that fit anew."
+            f"The checkpoint {path} is damaged ({why:.80}). Remove its folder to train that fit "
+            "anew."
         ) from error
     return kept
 
