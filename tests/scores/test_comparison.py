@@ -139,10 +139,10 @@ def test_curves_of_groups_keep_them_whole(backbone):
     y = gaussian_responses(layer_output(backbone.module, stimuli, "block2"), 4, 0.3)
     category = np.repeat([f"kind {n}" for n in range(18)], 5)
     experiment = experiment_of(stimuli, y, category=("stimulus", category))
-    from neurodl.scores.comparison import _Task, _thinned
+    from neurodl.scores._conditions import Task, thinned
 
-    task = _Task.of(experiment, {"ridge": ndl.RidgeCV(device="cpu")}, 3, "category", 0)
-    for train, _ in _thinned(task.rows, 33, 0):
+    task = Task.of(experiment, {"ridge": ndl.RidgeCV(device="cpu")}, 3, "category", 0)
+    for train, _ in thinned(task.rows, 33, 0):
         labels, counts = np.unique(category[train], return_counts=True)
         assert len(train) == 30 and set(counts) == {5}
 
@@ -206,6 +206,16 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
         )
         inside += low[0, 0] <= expected[0] - expected[1] <= high[0, 0]
     assert 0.88 <= inside / n_experiments <= 0.99
+
+
+def test_intervals_of_many_targets_are_the_same_without_drawing(rng, monkeypatch):
+    difference = 0.05 + 0.1 * rng.standard_normal((1, 9000))
+    masks = roi_masks(None, 9000)
+    drawn = over_targets(difference, np.zeros((1, 9000)), masks, 1000, 0)
+    monkeypatch.setattr("neurodl.scores.paired.BOOTSTRAP_LIMIT", 1000)
+    normal = over_targets(difference, np.zeros((1, 9000)), masks, 1000, 0)
+    np.testing.assert_allclose(normal.low, drawn.low, atol=2e-4)
+    np.testing.assert_allclose(normal.high, drawn.high, atol=2e-4)
 
 
 def test_resampled_correlations_are_those_of_drawn_rows(rng):
