@@ -34,6 +34,7 @@ from neurodl.errors import (
     UnknownNameError,
 )
 from neurodl.models._network import Network
+from neurodl.models.readouts import make_readout
 
 # Short fits of few stimuli need not lower the validation loss.
 pytestmark = pytest.mark.filterwarnings("ignore::neurodl.errors.NeurodlWarning")
@@ -495,6 +496,21 @@ def test_learning_rates_follow_the_schedule():
     np.testing.assert_allclose(rates("linear"), [1, 0.8, 0.6, 0.4, 0.2])
     np.testing.assert_allclose(rates("cosine"), (1 + np.cos(np.pi * np.arange(5) / 5)) / 2)
     np.testing.assert_allclose(rates("constant", warmup=2), [1 / 3, 2 / 3, 1, 1, 1])
+
+
+def test_gradients_are_clipped_to_their_norm(backbone, stimuli, responses, last_epoch):
+    def moved(clip):
+        options = {"optimizer": "sgd", "lr": 1.0, "l1": 0.0, "readout_epochs": 1}
+        model = encoder(backbone, **options, clip=clip).fit(stimuli, responses)
+        start = make_readout("gaussian2d", (12, 6, 6), 5).state_dict()
+        return sum(
+            float((model.readout_[f"0.readout.{name}"] - one).square().sum())
+            for name, one in start.items()
+        )
+
+    n_steps = 3  # 77 rows in batches of 32
+    assert 0 < moved(1e-3) <= (n_steps * 1e-3) ** 2
+    assert moved(None) > 1e-3
 
 
 def test_the_epoch_that_is_kept_is_the_best_on_the_validation_rows(backbone, stimuli, responses):
