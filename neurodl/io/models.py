@@ -122,9 +122,10 @@ def _restored(
             f"that neurodl {__version__} does not have: {listed(sorted(unknown))}. Install that "
             "version."
         )
-    if device is not None:
+    has_device = "device" in content["parameters"]
+    if device is not None and has_device:
         content["parameters"]["device"] = device
-    wanted = content["parameters"]["device"]
+    wanted = content["parameters"]["device"] if has_device else "cpu"
     try:
         place = resolve_device(wanted["device"] if isinstance(wanted, dict) else wanted)
     except DeviceError as error:

@@ -199,7 +199,6 @@ def test_lora_of_a_network_that_pads_by_its_own_rule(recordings):
     [
         ("timm:vit_tiny_patch16_224", "blocks.2"),
         ("timm:swin_tiny_patch4_window7_224", "layers.0"),
-        ("torchvision:vit_b_16", "encoder.layers.encoder_layer_1"),
         ("torchvision:alexnet", "features.8"),
         ("timm:regnety_002", "s2"),
     ],
