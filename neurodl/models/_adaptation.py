@@ -100,9 +100,10 @@ def choose_parameters(
     ValueError
         The layers depend on no parameter.
     """
-    used = used_parameters(network, example)
     if not tunes_core(finetune):
+        network.core.requires_grad_(False)
         return {}
+    used = used_parameters(network, example)
     if not used:
         raise ValueError(
             f"No parameter comes before {listed(network.layers)} of {network.backbone.name}, so "

@@ -207,7 +207,8 @@ class Adaptation:
         """Train the core under readouts of other rows, then solve for the readout anew."""
         features = flat(outputs.outputs)
         targets, seed = self.given.targets, self.options.seed
-        bank = fit_bank(features, targets, self.scale, self.train, seed, self.device)
+        groups = self.given.groups
+        bank = fit_bank(features, targets, self.scale, self.train, seed, self.device, groups)
         self.network.readouts.requires_grad_(False)
         moved = self._train(self._core_stage(None), Varied(self.given.shown, self.given.rows), bank)
         if moved:
@@ -223,12 +224,14 @@ class Adaptation:
         features, targets = flat(outputs.outputs), self.given.targets
         seed, device = self.options.seed, self.device
         began = time.perf_counter()
-        own = self.train
-        found = fit_ridge(features[own], targets[own], self.scale, 5, seed, device)
+        own, groups = self.train, self.given.groups
+        inner = None if groups is None else groups[own]
+        found = fit_ridge(features[own], targets[own], self.scale, 5, seed, device, inner)
         set_readouts(self.network, *found)
         held = [one[self.validation].to(device) for one in outputs.outputs]
         self.history.append(self._entry(name, held, began))
-        set_readouts(self.network, *fit_ridge(features, targets, self.scale, cv, seed, device))
+        found = fit_ridge(features, targets, self.scale, cv, seed, device, groups)
+        set_readouts(self.network, *found)
 
     def _entry(self, stage: str, held: list[torch.Tensor], began: float) -> dict[str, Any]:
         """Return an entry of the history for a readout that was solved for."""

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.model_selection import KFold
 from torch import nn
 
 from neurodl.models._fitting import Fitting
-from neurodl.models._losses import Scale, masked_r
+from neurodl.models._losses import Scale, mean_r
 from neurodl.models._network import Network
+from neurodl.models._splits import inner_splits
 from neurodl.models.ridge import RidgeCV
 
 N_PARTS = 5  # in which training rows are predicted by readouts of the others
@@ -68,13 +68,20 @@ class CrossFitting(Fitting):
 
 
 def fit_ridge(
-    features: torch.Tensor, targets: torch.Tensor, scale: Scale, cv: Any, seed: int, device: Any
+    features: torch.Tensor,
+    targets: torch.Tensor,
+    scale: Scale,
+    cv: Any,
+    seed: int,
+    device: Any,
+    groups: np.ndarray | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return weights (n_targets, n_features) and biases (n_targets,) of ridge regression.
 
     Of targets about `scale`, which is what readouts give.
     """
-    model = RidgeCV(cv=cv, seed=seed, device=device).fit(features.numpy(), targets.numpy())
+    model = RidgeCV(cv=cv, seed=seed, device=device)
+    model.fit(features.numpy(), targets.numpy(), groups=groups)
     coef = torch.as_tensor(np.asarray(model.coef_, np.float32))
     bias = torch.as_tensor(np.asarray(model.intercept_, np.float32))
     return coef / scale.sd[:, None], (bias - scale.mean) / scale.sd
@@ -97,15 +104,20 @@ def fit_bank(
     rows: np.ndarray,
     seed: int,
     device: Any,
+    groups: np.ndarray | None = None,
 ) -> tuple[LinearBank, torch.Tensor]:
-    """Return a readout for each part of some rows, fitted on the others, and each row's part."""
+    """Return a readout for each part of some rows, fitted on the others, and each row's part.
+
+    Rows of one of the `groups` (n_rows,) are in one part.
+    """
     part = torch.full((len(features),), -1)
     fitted = []
-    splitter = KFold(min(N_PARTS, len(rows)), shuffle=True, random_state=seed)
-    for number, (others, own) in enumerate(splitter.split(rows)):
+    labels = None if groups is None else groups[rows]
+    for number, (others, own) in enumerate(inner_splits(N_PARTS, len(rows), labels, seed)):
         part[rows[own]] = number
         some = rows[others]
-        fitted.append(fit_ridge(features[some], targets[some], scale, 5, seed, device))
+        inner = None if groups is None else groups[some]
+        fitted.append(fit_ridge(features[some], targets[some], scale, 5, seed, device, inner))
     weights, biases = (torch.stack(parts) for parts in zip(*fitted, strict=True))
     return LinearBank(weights, biases), part
 
@@ -117,5 +129,4 @@ def validation_r(
     with torch.no_grad():
         said = network.read(outputs)
     error = (said - (targets - scale.mean) / scale.sd).square().mean()
-    r = masked_r(said, targets, torch.ones_like(targets, dtype=torch.bool))
-    return float(error), float(r.mean())
+    return float(error), mean_r(said, targets)

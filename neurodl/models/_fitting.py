@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from neurodl.errors import TooLargeError, TrainingError
-from neurodl.models._losses import Scale, loss_of, masked_r
+from neurodl.models._losses import Scale, loss_of, mean_r
 from neurodl.models._network import Network
 from neurodl.runtime import derive_seed
 
@@ -392,10 +392,8 @@ class Fitting(pl.LightningModule):
             output = gathered.transpose(0, 1).flatten(0, 1)[: len(rows)]
         loss = float(self._loss(output, rows, len(rows)))
         targets = self.targets[rows].to(output.device)
-        known = targets.isfinite()
         predicted = self.scale.to(output.device).predicted(output)
-        r = masked_r(predicted, torch.where(known, targets, 0), known)
-        return loss, float(r.mean())
+        return loss, mean_r(predicted, targets)
 
 
 def _entry(

@@ -130,6 +130,14 @@ def masked_r(output: torch.Tensor, targets: torch.Tensor, known: torch.Tensor) -
     return covariance / (norms[0] * norms[1])
 
 
+def mean_r(predicted: torch.Tensor, targets: torch.Tensor) -> float:
+    """Return the mean correlation over the targets whose predictions vary; NaN if none do."""
+    known = targets.isfinite()
+    r = masked_r(predicted, torch.where(known, targets, 0), known)
+    spread = predicted.amax(0) - predicted.amin(0)
+    return float(r[spread > SMALL * predicted.abs().amax(0)].mean())
+
+
 def target_weights(targets: torch.Tensor, given: torch.Tensor | None = None) -> torch.Tensor:
     """Return the weight of each target (n_targets,), mean 1: as given, by how much is recorded.
 

@@ -29,7 +29,7 @@ class Place(NamedTuple):
     """Where and how training runs.
 
     devices : torch devices, several of which share each batch
-    amp : whether in mixed precision, or None for where it is fast
+    amp : whether in mixed precision
     logs : folder of CSV and TensorBoard logs
     checkpoints : folder in which an interrupted stage goes on
     """

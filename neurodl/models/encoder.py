@@ -432,7 +432,7 @@ class NeuralEncoder(MultiOutputMixin, RegressorMixin, BaseEstimator):
             self._weights(targets.shape[1], ceiling),
         )
         where = engine.place(self.device, self.amp, self.logs, self.checkpoints)
-        label = self._label(backbone, shown, stimulus, targets)
+        label = self._label(backbone, given)
         return engine.Adaptation(self, backbone, layers, given, where, label, frozen).run()
 
     def _learn(self, adapted: Any, y: Any) -> None:
@@ -506,21 +506,22 @@ class NeuralEncoder(MultiOutputMixin, RegressorMixin, BaseEstimator):
             )
         return weights
 
-    def _label(
-        self, backbone: Backbone, shown: Shown, stimulus: np.ndarray, targets: torch.Tensor
-    ) -> str:
+    def _label(self, backbone: Backbone, given: Any) -> str:
         """Return a name for a fit that is its own: of the parameters and of what it is given."""
-        where = {"device", "logs", "checkpoints", "backbone", "source"}
+        where = {"device", "logs", "checkpoints", "backbone", "source", "target_weights"}
         told = {
             key: repr(one) for key, one in self.get_params(deep=False).items() if key not in where
         }
         digest = hashlib.sha256(repr(sorted(told.items())).encode())
-        digest.update(backbone.weights_sha256.encode())
-        digest.update(np.ascontiguousarray(stimulus).tobytes())
-        digest.update(targets.contiguous().numpy().tobytes())
-        for stimuli in (shown.stimuli, self.source):
-            if self.checkpoints is not None and hasattr(stimuli, "hashes"):
-                digest.update("".join(stimuli.hashes()).encode())
+        for text in (backbone.weights_sha256, backbone.architecture_sha256):
+            digest.update(text.encode())
+        digest.update(backbone.transform.text.encode())
+        for values in (given.rows, given.targets, given.groups, given.weights):
+            if values is not None:
+                digest.update(repr(np.asarray(values).tolist()).encode())
+        for stimuli in (given.shown.stimuli, self.source):
+            if self.checkpoints is not None and stimuli is not None:
+                digest.update(_fingerprint(stimuli).encode())
         return digest.hexdigest()[:16]
 
     def _check_parameters(self) -> None:
@@ -553,6 +554,14 @@ class NeuralEncoder(MultiOutputMixin, RegressorMixin, BaseEstimator):
             raise ValueError("readout='ridge' is of squared error; use loss='mse' with it.")
         if self.dropout >= 1:
             raise ValueError(f"`dropout` must be below 1, but got {self.dropout}.")
+
+
+def _fingerprint(stimuli: Any) -> str:
+    """Return what tells stimuli from others: the hashes of their bytes, or of their pixels."""
+    if hasattr(stimuli, "hashes"):
+        return "".join(stimuli.hashes())
+    pixels = (np.asarray(stimuli[row]).tobytes() for row in range(len(stimuli)))
+    return "".join(hashlib.sha256(one).hexdigest() for one in pixels)
 
 
 def _engine() -> Any:

@@ -111,6 +111,7 @@ def models_of(adaptations: Any, options: dict[str, Any], device: Any, seed: int)
 
 
 def checked_sizes(n_train: Sequence[int], splits: Sequence[Any]) -> list[int]:
+    """Return numbers of training rows in order, if every fold has as many."""
     sizes = sorted({int(n) for n in n_train})
     fewest = min(len(train) for train, _ in splits)
     if sizes and not 8 <= sizes[0] <= sizes[-1] <= fewest:
@@ -151,9 +152,14 @@ def fit_all(
     averages: bool,
 ) -> list[Condition]:
     """Return the predictions of all models on all backbones."""
+    stray = [name for name in layers if name not in named] if isinstance(layers, Mapping) else []
+    if stray:
+        raise UnknownNameError(
+            f"`layers` names {stray[0]!r}, which is no backbone. {did_you_mean(stray[0], named)}"
+        )
     conditions = []
     for label, backbone in named.items():
-        fixed = layers.get(label) if isinstance(layers, Mapping) else layers
+        fixed = _fixed_layer(backbone, layers.get(label) if isinstance(layers, Mapping) else layers)
         steps = backbone.check_layers(None) if fixed is None or RIDGE_LAYERS in models else []
         wanted = list(dict.fromkeys([*steps, *([] if fixed is None else [fixed])]))
         first = device if isinstance(device, str) else str(device[0])
@@ -174,6 +180,16 @@ def fit_all(
                 own.append(Condition(label, name, read, said, facts))
         conditions += [*own, *(_averaged(own) if averages else [])]
     return conditions
+
+
+def _fixed_layer(backbone: Backbone, given: str | None) -> str | None:
+    """Return the one layer that a name or pattern means, or None where it is to be chosen."""
+    if given is None:
+        return None
+    found = backbone.check_layers(given)
+    if len(found) != 1:
+        raise SchemaError(f"`layers` must mean one layer of {backbone.name}, but got {found}.")
+    return found[0]
 
 
 def _best_layers(

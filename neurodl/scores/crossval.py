@@ -236,10 +236,16 @@ def fold_ceilings(
     if given is not None:
         return [np.asarray(given.values, np.float32)[used]] * len(rows.splits)
     samples = str(responses.dims[0])
-    ids, found = sample_ids(rows.responses), []
+    whole, kept, found = sample_ids(responses), sample_ids(rows.responses), []
+    if len(whole) != len(kept) and not whole.is_unique:
+        raise SchemaError(
+            "target_weights='ceiling' cannot tell which presentations were left out by "
+            "unpaired='drop': select those with stimuli first."
+        )
     for train, _ in rows.splits:
-        own = responses.isel({samples: np.isin(sample_ids(responses), ids[train])})
-        ceiling = own_ceiling(own)
+        # Row by row: other presentations of the same stimuli may be test rows.
+        own = train if len(whole) == len(kept) else whole.get_indexer(kept[train])
+        ceiling = own_ceiling(responses.isel({samples: own}))
         if ceiling is None:
             raise SchemaError(
                 "target_weights='ceiling' needs repeats in the responses, or a published ceiling: "

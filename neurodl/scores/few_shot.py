@@ -13,7 +13,7 @@ from neurodl.metrics import pearson_r
 from neurodl.models import Hyperalignment, NeuralEncoder
 from neurodl.responses import average_repeats
 from neurodl.runtime import derive_seed
-from neurodl.schema import check_responses, target_dim
+from neurodl.schema import check_responses, sample_ids, target_dim
 from neurodl.scores.pairing import paired, stimulus_rows
 from neurodl.stimuli import Stimuli
 
@@ -86,6 +86,11 @@ def few_shot_curve(
     if "repeat" in responses.dims:
         responses = average_repeats(responses)
     rows, responses = paired(stimulus_rows(model, stimuli), responses, "error")
+    if not sample_ids(responses).is_unique:
+        raise SchemaError(
+            "Presentations of one stimulus could train and test: average them first "
+            "(average_repeats)."
+        )
     stimulus = next(iter(rows.values())).values[:, 0].astype(int)
     y = responses.values.astype(np.float32)
     order = np.random.default_rng(derive_seed(seed, "test")).permutation(len(y))

@@ -13,7 +13,7 @@ ALL = "all"
 OVER = ("targets", "stimuli")
 LEVELS = (2.5, 97.5)
 BOOTSTRAP_LIMIT = 10_000  # targets; beyond, the mean is as good as normally distributed
-AT_ONCE = 4000  # targets, for the memory of resampled sums
+AT_ONCE = 1000  # targets, for the memory of resampled sums
 
 
 class Gain(NamedTuple):
@@ -96,19 +96,25 @@ def over_stimuli(
     reference : sequence of int
         Which model each is compared with.
     """
-    n_models = len(predictions)
-    means = np.zeros((n, len(masks), n_models))
+    shape = (n, len(masks), len(predictions))
+    sums, counted = np.zeros(shape), np.zeros(shape)
     for fold, truth in enumerate(observed):
         counts = _drawn(units[fold], n, derive_seed(seed, "stimuli", fold))
         for start in range(0, truth.shape[1], AT_ONCE):
             columns = slice(start, start + AT_ONCE)
-            for model in range(n_models):
-                r = _weighted_r(counts, predictions[model][fold][:, columns], truth[:, columns])
+            r = [
+                _weighted_r(counts, one[fold][:, columns], truth[:, columns]) for one in predictions
+            ]
+            for model, of in enumerate(reference):
+                # Pairs only: a target that either cannot predict counts for neither.
+                difference = r[model] - r[of]
+                known = np.isfinite(difference)
+                difference = np.where(known, difference, 0)
                 for row, mask in enumerate(masks.values()):
-                    own = mask[columns]
-                    means[:, row, model] += np.nansum(r[:, own], 1) / max(mask.sum(), 1)
-    means /= len(observed)
-    low, high = np.percentile(means - means[:, :, list(reference)], LEVELS, 0)
+                    sums[:, row, model] += difference[:, mask[columns]].sum(1)
+                    counted[:, row, model] += known[:, mask[columns]].sum(1)
+    with np.errstate(invalid="ignore"):
+        low, high = np.percentile(sums / counted, LEVELS, 0)
     return low, high
 
 

@@ -708,3 +708,23 @@ def test_augmentation_varies_training_rows_by_the_seed_and_nothing_else(stimuli)
     flips = make_augmentation([("RandomHorizontalFlip", {"p": 1.0})])
     flipped = Shown(backbone, stimuli, flips).varied(rows, 0)
     assert torch.equal(flipped.flip(-1), plain)
+
+
+def test_other_stimuli_groups_or_weights_do_not_take_up_a_fit(
+    backbone, stimuli, responses, tmp_path
+):
+    model = encoder(backbone, checkpoints=tmp_path, readout_epochs=1)
+    pixels = np.stack([stimuli[i].numpy() for i in range(96)])
+    model.fit(pixels, responses)
+    model.fit(255 - pixels, responses)
+    model.fit(pixels, responses, groups=np.repeat(np.arange(48), 2))
+    model.set_params(target_weights=[1.0, 1.0, 1.0, 1.0, 2.0]).fit(pixels, responses)
+    assert len(list(tmp_path.glob("*-readout"))) == 4
+    model.fit(pixels, responses)
+    assert len(list(tmp_path.glob("*-readout"))) == 4
+
+
+def test_constant_predictions_have_no_correlation(backbone, stimuli, responses):
+    model = encoder(backbone).fit(stimuli, responses)
+    assert np.isnan(model.history_[0]["val_r"])  # before it is trained it says the mean
+    assert np.isfinite(model.history_[-1]["val_r"])

@@ -286,3 +286,26 @@ def test_a_model_of_ones_own_can_be_compared(experiment, backbone):
     features = ndl.extract_features(backbone, experiment.stimuli, "block2")
     alone = ndl.cross_validate(Ridge(10.0), features, experiment.responses, cv=3)
     np.testing.assert_allclose(scores["r"].sel(layer="net/mine"), alone["r"].values[0], atol=1e-5)
+
+
+def test_what_cannot_be_correlated_counts_for_neither_model(rng):
+    truth = rng.standard_normal((60, 3)).astype("f4")
+    good = truth + 0.5 * rng.standard_normal((60, 3)).astype("f4")
+    constant = good.copy()
+    constant[:, 0] = 1.0
+
+    def interval(one, other, columns):
+        said = [[one[:, columns]], [other[:, columns]]]
+        rows, few = np.arange(60), roi_masks(None, len(columns))
+        return over_stimuli(said, [truth[:, columns]], [rows], [0, 0], few, 50, 0)
+
+    low, high = interval(good, constant, [0, 1, 2])
+    assert low[0, 1] == high[0, 1] == 0  # where both have a correlation they are the same
+    assert np.isnan(interval(good, constant, [0])[0][0, 1])
+
+
+def test_layers_of_no_backbone_are_an_error(experiment, backbone):
+    with pytest.raises(UnknownNameError, match="'nett', which is no backbone. Did you mean 'net'"):
+        ndl.compare(experiment, {"net": backbone}, ["ridge"], layers={"nett": "block2"}, cv=3)
+    with pytest.raises(SchemaError, match="must mean one layer"):
+        ndl.compare(experiment, {"net": backbone}, ["ridge"], layers="block*", cv=3)

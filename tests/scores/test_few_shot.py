@@ -81,6 +81,12 @@ def test_wrong_use_of_the_curve_says_what_to_do(world):
         ndl.few_shot_curve(model, stimuli, responses, [400])
     with pytest.raises(SchemaError, match="has 23 targets, but the model was fitted to 24"):
         ndl.few_shot_curve(model, stimuli, responses, [20], shared=shared[:, :23])
+    twice = responses.isel(stimulus=[*range(100), *range(100)])
+    twice = twice.rename(stimulus="presentation").assign_coords(
+        stimulus=("presentation", twice["stimulus"].values)
+    )
+    with pytest.raises(SchemaError, match="average them first"):
+        ndl.few_shot_curve(model, stimuli, twice.drop_vars("presentation"), [20])
     with pytest.raises(NotFittedError):
         ndl.few_shot_curve(ndl.NeuralEncoder(small_backbone(), "block2"), stimuli, responses, [20])
 
