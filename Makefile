@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 # Threads that wait without spinning, for machines that do other work as well.
 export OMP_WAIT_POLICY ?= passive
+# Tests run in so many processes, each with one thread.
+WORKERS ?= 2
 
 .PHONY: demo test lint clean
 
@@ -14,7 +16,7 @@ test: $(VENV)/installed
 	$(BIN)/ruff check neurodl tests
 	$(BIN)/ruff format --check --quiet neurodl tests
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check --fix neurodl tests

@@ -61,10 +61,16 @@ if TYPE_CHECKING:
     )
     from neurodl.schema import check_features, check_responses, check_scores, is_kernel
     from neurodl.scores import (
+        Audit,
+        ClusterKFold,
+        PurgedKFold,
+        SimilarityKFold,
+        audit,
         challenge_score,
         cka,
         compare,
         comparison_table,
+        copy_groups,
         cross_validate,
         feature_weights,
         few_shot_curve,
@@ -126,10 +132,16 @@ _HOMES = {
         "StackedRidgeCV",
     ),
     "neurodl.scores": (
+        "Audit",
+        "ClusterKFold",
+        "PurgedKFold",
+        "SimilarityKFold",
+        "audit",
         "challenge_score",
         "cka",
         "compare",
         "comparison_table",
+        "copy_groups",
         "cross_validate",
         "feature_weights",
         "few_shot_curve",

@@ -18,6 +18,10 @@ class PairingError(NeurodlError, ValueError):
     """Stimuli, features and responses cannot be paired by id."""
 
 
+class AuditError(NeurodlError, ValueError):
+    """The scores would measure something else than they seem; see `audit`."""
+
+
 class FileFormatError(NeurodlError, ValueError):
     """A file cannot be read, is truncated, or holds something else than expected."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pandas as pd
 import torch
 
 from neurodl.errors import FileFormatError, MissingFileError, PairingError, did_you_mean, listed
+from neurodl.io.fingerprints import fingerprint
 from neurodl.io.images import (
     IMAGE_SUFFIXES,
     ArrayImage,
@@ -32,6 +34,7 @@ from neurodl.io.video import (
 Source = ImageFile | ZippedImage | ArrayImage | StoredImage | VideoFile | MovieClip
 TABLE_SUFFIXES = (".tsv", ".csv")
 ARRAY_SUFFIXES = (".npz", ".npy")
+N_DECODERS = 2
 
 
 class Stimuli(torch.utils.data.Dataset[torch.Tensor]):
@@ -74,6 +77,7 @@ class Stimuli(torch.utils.data.Dataset[torch.Tensor]):
         self.table = table.set_axis(index, axis=0)
         self.kind = kind
         self._hashes: list[str] | None = None
+        self._fingerprints: dict[int, str] = {}
 
     @classmethod
     def from_files(
@@ -288,6 +292,8 @@ class Stimuli(torch.utils.data.Dataset[torch.Tensor]):
         chosen = Stimuli([self._sources[row] for row in rows], self.table.iloc[rows], self.kind)
         if self._hashes is not None:
             chosen._hashes = [self._hashes[row] for row in rows]
+        known = self._fingerprints
+        chosen._fingerprints = {new: known[row] for new, row in enumerate(rows) if row in known}
         return chosen
 
     def clips(
@@ -359,6 +365,27 @@ class Stimuli(torch.utils.data.Dataset[torch.Tensor]):
         if self._hashes is None:
             self._hashes = [source.sha256() for source in self._sources]
         return self._hashes
+
+    def note_pixels(self, index: int, pixels: torch.Tensor) -> None:
+        """Keep the fingerprint of a stimulus whose pixels are at hand, for `fingerprints`."""
+        if index not in self._fingerprints:
+            self._fingerprints[index] = fingerprint(pixels)
+
+    def fingerprints(self) -> list[str]:
+        """Return what tells near-identical stimuli; see `neurodl.io.fingerprints.fingerprint`.
+
+        Empty for stimuli that cannot be decoded. Decodes those that were not decoded before.
+        """
+        missing = [row for row in range(len(self)) if row not in self._fingerprints]
+        with ThreadPoolExecutor(N_DECODERS) as pool:
+            list(pool.map(self._look, missing))
+        return [self._fingerprints[row] for row in range(len(self))]
+
+    def _look(self, index: int) -> None:
+        try:
+            self.note_pixels(index, self[index])
+        except FileFormatError:
+            self._fingerprints[index] = ""
 
 
 def _table(names: Sequence[str], ids: Sequence[str] | None) -> pd.DataFrame:

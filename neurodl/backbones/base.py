@@ -15,6 +15,7 @@ from torch import nn
 from torchvision.transforms.v2 import functional as image_ops
 
 from neurodl.backbones.catalogue import N_TRACED, select, trace
+from neurodl.backbones.untrained import UNTRAINED, signs_untrained
 from neurodl.errors import UnknownNameError
 
 SKIPPED_KINDS = (
@@ -134,6 +135,10 @@ class Backbone:
         as in Swin; ``""`` stands for all.
     suggested_layers : sequence of str
         The layers taken when none are named; by default found from the module tree.
+    own_transform : str
+        The text of the transform that belongs to the weights, as far as it is known.
+    fitted_on : sequence of str
+        The stimuli that something of the network was fitted to, such as its batch normalisation.
 
     Examples
     --------
@@ -152,6 +157,8 @@ class Backbone:
     tokens_in_order: bool = True
     channels_last: Sequence[str] = ()
     suggested_layers: Sequence[str] = field(default=())
+    own_transform: str = ""
+    fitted_on: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         """Put the network into evaluation mode."""
@@ -260,6 +267,29 @@ class Backbone:
                 f"`layers` is empty. {self.name} suggests {self.default_layers}."
             )
         return names
+
+    def describe(self) -> dict[str, str]:
+        """Return what results are labelled with: backbone, weights, their hash, transform, licence.
+
+        Where they hold, also ``own_transform``, that of the weights, if another one is used, and
+        ``signs_untrained``, why trained weights look as if they were not.
+        """
+        labels = {
+            "backbone": self.name,
+            "weights": self.weights,
+            "weights_sha256": self.weights_sha256,
+            "transform": self.transform.text,
+            "licence": self.licence,
+        }
+        if self.own_transform and self.own_transform != self.transform.text:
+            labels["own_transform"] = self.own_transform
+        if not self.weights.startswith(UNTRAINED) and self._signs_untrained:
+            labels["signs_untrained"] = self._signs_untrained
+        return labels
+
+    @cached_property
+    def _signs_untrained(self) -> str:
+        return signs_untrained(self.module)
 
     @cached_property
     def weights_sha256(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -73,7 +74,7 @@ def load_backbone(
         if model_kwargs or seed is not None:
             said = ["seed"] * (seed is not None) + list(model_kwargs)
             raise ValueError(f"A module of your own is taken as it is; leave out {listed(said)}.")
-        return _own(name, weights, transform)
+        return _own(name, weights, transform, pretrained)
     if isinstance(transform, (ImageTransform, VideoTransform)):
         raise TypeError(
             f"{name} has its own transform; `transform` only replaces single values of it, as a "
@@ -96,7 +97,7 @@ def load_backbone(
     from neurodl.backbones import huggingface, timm, torchvision
 
     load = {"timm": timm.load, "torchvision": torchvision.load, "hf": huggingface.load}[source]
-    return load(
+    loaded = load(
         network,
         weights=weights,
         pretrained=pretrained,
@@ -104,6 +105,9 @@ def load_backbone(
         transform=overrides,
         **model_kwargs,
     )
+    # What the transform would have been is not known here, but what of it was replaced.
+    own = f"another {listed(overrides)}" if overrides else loaded.transform.text
+    return dataclasses.replace(loaded, own_transform=own)
 
 
 def list_backbones(search: str | None = None, *, source: str | None = None) -> list[str]:
@@ -151,14 +155,15 @@ def list_backbones(search: str | None = None, *, source: str | None = None) -> l
     return found
 
 
-def _own(module: nn.Module, weights: str | None, transform: Any) -> Backbone:
+def _own(module: nn.Module, weights: str | None, transform: Any, pretrained: bool) -> Backbone:
     if not isinstance(transform, (ImageTransform, VideoTransform)):
         raise TypeError(
             "A module of your own needs its transform: transform=ImageTransform(function, text), "
             "where function takes a PIL image and returns the network's input."
         )
     name = f"own:{type(module).__name__}"
-    origin = "as given" if weights is None else load_weights(module, weights, name)
+    given = "as given" if pretrained else "untrained, as given"
+    origin = given if weights is None else load_weights(module, weights, name)
     return Backbone(name, module, transform, weights=origin)
 
 

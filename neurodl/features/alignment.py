@@ -15,13 +15,12 @@ import scipy.sparse
 import xarray as xr
 
 from neurodl.errors import PairingError, SchemaError, UnknownNameError, did_you_mean, listed
-from neurodl.features.design import HRFS
+from neurodl.features.design import HRF_LENGTH, HRFS
 from neurodl.io.timeseries import run_rows
 from neurodl.schema import check_features, check_responses, is_kernel, sample_dim
 
 METHODS = ("mean", "lanczos")
 LOBES = 3
-HRF_LENGTH = 32.0
 HRF_STEP = 0.02
 BLOCK = 1024
 ROWS = 256
@@ -144,6 +143,7 @@ def align(
         plan = list(_plan(array, to, runs, width, lengths, max_difference))
         aligned[layer] = _aligned(array, to, plan, weights, delays, trim, missing)
         aligned[layer].attrs["aligned"] = _described(delays, hrf, window, method)
+        aligned[layer].attrs["extent"] = _extent(delays, hrf, window, method, width)
     if isinstance(features, xr.DataArray):
         return next(iter(aligned.values()))
     return aligned
@@ -360,3 +360,13 @@ def _described(
         return f"hrf {hrf if isinstance(hrf, str) else getattr(hrf, '__name__', 'custom')}"
     text = f"{method} over {window:g} s" if window else method
     return text if delays is None else f"{text}, delays {','.join(map(str, delays))}"
+
+
+def _extent(
+    delays: Sequence[int] | None, hrf: Hrf | None, window: float | None, method: str, width: float
+) -> float:
+    """Return how long the stretch of the stimulus is that one row draws on [s]."""
+    if hrf is not None:
+        return HRF_LENGTH
+    at_once = (LOBES + 1) * width if method == "lanczos" else window or width
+    return float(at_once + width * (max(delays) - min(delays) if delays is not None else 0))

@@ -80,7 +80,8 @@ def calibrate_batchnorm(
     for handle in handles:
         handle.remove()
     origin = f"{backbone.weights}, batch norm calibrated on {len(rows)} stimuli"
-    return dataclasses.replace(backbone, module=module.cpu(), weights=origin)
+    fitted_on = (*backbone.fitted_on, *ids)
+    return dataclasses.replace(backbone, module=module.cpu(), weights=origin, fitted_on=fitted_on)
 
 
 def has_statistics(part: nn.Module) -> bool:

@@ -14,6 +14,7 @@ from neurodl.io.timeseries import run_rows
 from neurodl.schema import check_features, check_responses
 
 HRFS = ("glover", "spm")
+HRF_LENGTH = 32.0  # s, of the response to a moment
 
 
 def event_design(
@@ -103,6 +104,7 @@ def event_design(
             "layer": f"{column} x {hrf}" if hrf else f"{column} FIR {_span(lags)}",
             **dict.fromkeys(("pool", "reduce", "weights", "weights_sha256", "transform"), "none"),
             "tr": tr,
+            "extent": HRF_LENGTH if hrf else tr * (max(lags) - min(lags) + 1),
         },
     )
     check_features(design)

@@ -21,6 +21,7 @@ from neurodl.features.forward import (
     open_pass,
     readable_ids,
 )
+from neurodl.features.identity import identity_coords
 from neurodl.features.pca import StreamedPCA
 from neurodl.features.pool import without_layout
 from neurodl.features.reduce import (
@@ -93,7 +94,8 @@ def extract_features(
     Returns
     -------
     dict of str to xarray.DataArray, dims (stimulus, feature), float32
-        With the coords onset, duration [s], run and session where the stimuli's table has them.
+        With the coords onset, duration [s], run and session where the stimuli's table has them,
+        and with those by which `audit` tells copies of stimuli.
 
     Raises
     ------
@@ -125,14 +127,16 @@ def extract_features(
     )
     projection = reduction if isinstance(reduction, SparseProjection) else None
     work = _Extraction(run, projection)
-    values = work.memory() if cache is False else work.cached(cache_folder(cache_path(cache)))
+    folder = None if cache is False else cache_folder(cache_path(cache))
+    values = work.memory() if folder is None else work.cached(folder)
     kept = np.isfinite(values[run.layers[0]]).all(1)
     ids = readable_ids(stimuli, kept, on_unreadable)
+    known = identity_coords(stimuli, run.backbone, kept, folder)
     features = {
         name: xr.DataArray(
             values[name] if kept.all() else values[name][kept],
             dims=("stimulus", "feature"),
-            coords={"stimulus": ids, **_when(stimuli, ids)},
+            coords={"stimulus": ids, **_when(stimuli, ids), **known},
             attrs=work.attrs(name, values[name].shape[1]),
         )
         for name in run.layers

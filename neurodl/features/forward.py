@@ -30,6 +30,9 @@ N_DECODERS = 2
 # By number of dimensions, of images and of clips.
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
+# Labels that say something of the weights or the transform, on which values depend otherwise.
+ONLY_SAID = ("weights", "own_transform", "signs_untrained")
+
 Batch = tuple[np.ndarray, dict[str, torch.Tensor]]
 
 
@@ -143,6 +146,7 @@ class ForwardPass:
     ) -> None:
         self.backbone, self.stimuli, self.layers = backbone, stimuli, layers
         self.pool, self.device, self.amp, self.time = pool, device, amp, time
+        self.labels = backbone.describe()
         self.layouts: dict[str, dict[str, Any]] = {}
         self._lengths: set[int] = set()
         auto = ROWS_PER_CHUNK if device.type == "cuda" else 16
@@ -166,21 +170,17 @@ class ForwardPass:
         """Return what is stored with a layer's features."""
         time = {"time": self.time} if self.stimuli.kind == "video" else {}
         return {
-            "backbone": self.backbone.name,
+            **self.labels,
             "layer": layer,
             "pool": self.pool,
             "reduce": "none",
-            "weights": self.backbone.weights,
-            "weights_sha256": self.backbone.weights_sha256,
-            "transform": self.backbone.transform.text,
-            "licence": self.backbone.licence,
             "precision": self.precision,
             **time,
         }
 
     def key(self, layer: str) -> dict[str, str]:
         """Return everything that a layer's values depend on: the key of a cache."""
-        attrs = {key: str(value) for key, value in self.attrs(layer).items() if key != "weights"}
+        attrs = {k: str(value) for k, value in self.attrs(layer).items() if k not in ONLY_SAID}
         return {
             **attrs,
             "architecture_sha256": self.backbone.architecture_sha256,
@@ -266,7 +266,9 @@ class ForwardPass:
 
     def _input(self, row: int) -> torch.Tensor | None:
         try:
-            return self.backbone.transform(self.stimuli[row])
+            pixels = self.stimuli[row]
+            self.stimuli.note_pixels(row, pixels)
+            return self.backbone.transform(pixels)
         except FileFormatError as error:
             logger.warning("%s", error)
             return None

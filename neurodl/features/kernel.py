@@ -21,6 +21,7 @@ from neurodl.features.forward import (
     open_pass,
     readable_ids,
 )
+from neurodl.features.identity import identity_coords
 from neurodl.features.spill import Spill, open_spill
 from neurodl.schema import check_features
 from neurodl.stimuli import Stimuli
@@ -113,13 +114,14 @@ def extract_kernels(
     work.complete()
     kept = np.isfinite(work.kernels[run.layers[0]].diagonal())
     ids = readable_ids(stimuli, kept, on_unreadable)
+    known = identity_coords(stimuli, run.backbone, kept, folder)
     kernels = {}
     for name in run.layers:
         whole = work.kernels.pop(name)
         kernels[name] = xr.DataArray(
             whole if kept.all() else whole[np.ix_(kept, kept)],
             dims=("stimulus", "feature"),
-            coords={"stimulus": ids, "feature": ids},
+            coords={"stimulus": ids, "feature": ids, **known},
             attrs={
                 **run.attrs(name),
                 **run.layouts[name],

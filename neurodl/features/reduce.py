@@ -244,6 +244,15 @@ def to_components(
     return xr.DataArray(
         fitted.transform(features.values),
         dims=features.dims,
-        coords={"stimulus": features["stimulus"].values},
+        coords={
+            **{name: one for name, one in features.coords.items() if one.dims == ("stimulus",)},
+            "fitted_on": ("stimulus", rows | _fitted_before(features)),
+        },
         attrs={**without_layout(features).attrs, "reduce": text, "n_unreduced": features.shape[1]},
     )
+
+
+def _fitted_before(features: xr.DataArray) -> np.ndarray:
+    """Return which rows (n_stimuli,) something was fitted to already."""
+    known = "fitted_on" in features.coords
+    return features["fitted_on"].values if known else np.zeros(len(features), bool)

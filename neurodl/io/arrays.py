@@ -23,6 +23,7 @@ from neurodl.io.plain import load_array, read_table, text_lines
 from neurodl.schema import SAMPLE_DIMS, TARGET_DIMS, check_responses, target_dim
 
 ID_KEYS = ("stimulus", "ids", "stimulus_ids")
+BY_ORDER = "the order of the stimuli"  # the attr ids_from of responses that came without ids
 
 
 def read_responses(
@@ -249,6 +250,7 @@ def _with_ids(
                 "'presentation' if each row is the response to one stimulus."
             )
         return array
+    by_order = ids is None
     if ids is None:
         ids = fallback_ids
         if ids is None:
@@ -265,7 +267,8 @@ def _with_ids(
         raise PairingError(
             f"{len(ids)} ids were given for {n_rows} response rows.{_transposed(array, len(ids))}"
         )
-    return array.assign_coords(stimulus=(samples, [str(name) for name in ids]))
+    named = array.assign_coords(stimulus=(samples, [str(name) for name in ids]))
+    return named.assign_attrs(ids_from=BY_ORDER) if by_order else named
 
 
 def _transposed(array: xr.DataArray, n: int) -> str:

@@ -386,16 +386,9 @@ class NeuralEncoder(MultiOutputMixin, RegressorMixin, BaseEstimator):
         return clone(self).set_params(**(same | {"backbone": tuned} | changes))
 
     def describe(self) -> dict[str, str]:
-        """Return what results are labelled with: backbone, layer, weights, transform, licence."""
+        """Return what results are labelled with: the layers read, and `Backbone.describe`."""
         backbone, layers = self.opened()
-        return {
-            "backbone": backbone.name,
-            "layer": "+".join(layers),
-            "weights": backbone.weights,
-            "weights_sha256": backbone.weights_sha256,
-            "transform": backbone.transform.text,
-            "licence": backbone.licence,
-        }
+        return {**backbone.describe(), "layer": "+".join(layers)}
 
     def check_targets(self, regions: Sequence[str]) -> None:
         """Warn if the augmentation moves what targets of retinotopic regions see."""

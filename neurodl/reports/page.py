@@ -14,6 +14,7 @@ import xarray as xr
 
 from neurodl.reports import brain, plots, provenance, summary, svg
 from neurodl.reports.adaptation import adaptation_context
+from neurodl.reports.auditing import audit_context, overrides
 from neurodl.reports.tables import (
     ALL,
     BOOTSTRAP_LIMIT,
@@ -63,6 +64,8 @@ def page_context(page: Report, script: str, style: str) -> dict[str, Any]:
         "backbones": provenance.backbone_rows(scores),
         "provenance": provenance.provenance_rows(page.provenance, page.experiment),
         "citations": provenance.citations(scores, page.experiment),
+        "audit": audit_context(scores),
+        "overrides": overrides(scores),
         "adaptation": adaptation_context(page.scores),
         **_numbers(scores, table),
         **_figures(scores, table),

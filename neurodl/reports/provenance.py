@@ -34,6 +34,7 @@ NOT_LISTED = {
     "n_samples",
     "n_repeats",
     "cv",
+    "audit",
     "groups",
     "n_folds",
     "seed",

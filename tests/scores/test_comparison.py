@@ -141,7 +141,8 @@ def test_curves_of_groups_keep_them_whole(backbone):
     experiment = experiment_of(stimuli, y, category=("stimulus", category))
     from neurodl.scores._conditions import Task, thinned
 
-    task = Task.of(experiment, {"ridge": ndl.RidgeCV(device="cpu")}, 3, "category", 0)
+    models = {"ridge": ndl.RidgeCV(device="cpu")}
+    task = Task.of(experiment, {"net": backbone}, models, 3, "category", 0)
     for train, _ in thinned(task.rows, 33, 0):
         labels, counts = np.unique(category[train], return_counts=True)
         assert len(train) == 30 and set(counts) == {5}
