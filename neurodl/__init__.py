@@ -76,6 +76,7 @@ if TYPE_CHECKING:
         few_shot_curve,
         forgetting,
         noise_ceiling,
+        normalize_score,
         permutation_test,
         weight_maps,
     )
@@ -147,6 +148,7 @@ _HOMES = {
         "few_shot_curve",
         "forgetting",
         "noise_ceiling",
+        "normalize_score",
         "permutation_test",
         "weight_maps",
     ),

@@ -1,7 +1,7 @@
 """Scores: cross-validated predictivity, its folds and its ceiling, and what models weigh."""
 
 from neurodl.scores.auditing import Audit, audit, copy_groups
-from neurodl.scores.ceiling import noise_ceiling
+from neurodl.scores.ceiling import noise_ceiling, normalize_score
 from neurodl.scores.challenges import challenge_score
 from neurodl.scores.comparison import compare, comparison_table
 from neurodl.scores.crossval import cross_validate
@@ -30,6 +30,7 @@ __all__ = [
     "forgetting",
     "make_splits",
     "noise_ceiling",
+    "normalize_score",
     "permutation_test",
     "target_splits",
     "weight_maps",

@@ -26,7 +26,12 @@ from neurodl.schema import (
 from neurodl.scores._audit_case import Case
 from neurodl.scores._fits import Fits, Rows
 from neurodl.scores.auditing import audited
-from neurodl.scores.ceiling import MIN_RELIABILITY, noise_ceiling
+from neurodl.scores.ceiling import (
+    MIN_RELIABILITY,
+    checked_ceiling,
+    noise_ceiling,
+    normalize_score,
+)
 from neurodl.scores.pairing import (
     check_kernel_model,
     last_step,
@@ -387,18 +392,9 @@ def _with_bands(
 
 def with_ceiling(scores: xr.Dataset, ceiling: xr.DataArray) -> xr.Dataset:
     """Add the ceiling and r over its root; a ceiling too small to divide by is counted."""
-    target = target_dim(scores["r"])
-    if ceiling.dims != (target,) or ceiling.sizes[target] != scores.sizes[target]:
-        raise SchemaError(
-            f"`ceiling` must have dims ({target!r},) and {scores.sizes[target]} values, but has "
-            f"{dict(ceiling.sizes)}."
-        )
-    reliability = np.asarray(ceiling.values, np.float32)
-    if np.nanmin(reliability) < 0 or np.nanmax(reliability) > 1:
-        raise SchemaError("`ceiling` is a reliability in variance units and must lie in [0, 1].")
-    usable = np.where(reliability >= MIN_RELIABILITY, reliability, np.nan)
-    scores["ceiling"] = (target, reliability)
-    scores["r_normalized"] = scores["r"] / np.sqrt(xr.DataArray(usable, dims=(target,)))
+    reliability = checked_ceiling(ceiling, scores["r"])
+    scores["ceiling"] = (target_dim(scores["r"]), reliability)
+    scores["r_normalized"] = normalize_score(scores["r"], ceiling)
     scores.attrs["n_ceiling_too_small"] = int((reliability < MIN_RELIABILITY).sum())
     scores.attrs["ceiling_method"] = str(ceiling.attrs.get("method", "given"))
     return scores
