@@ -6,6 +6,9 @@ from neurodl.scores.challenges import challenge_score
 from neurodl.scores.comparison import compare, comparison_table
 from neurodl.scores.crossval import cross_validate
 from neurodl.scores.few_shot import few_shot_curve
+from neurodl.scores.partition import variance_partition
+from neurodl.scores.profile import layer_profile
+from neurodl.scores.resampling import bootstrap, difference_test, group_level
 from neurodl.scores.retention import forgetting
 from neurodl.scores.similarity import cka
 from neurodl.scores.splits import make_splits, target_splits
@@ -19,19 +22,24 @@ __all__ = [
     "PurgedKFold",
     "SimilarityKFold",
     "audit",
+    "bootstrap",
     "challenge_score",
     "cka",
     "compare",
     "comparison_table",
     "copy_groups",
     "cross_validate",
+    "difference_test",
     "feature_weights",
     "few_shot_curve",
     "forgetting",
+    "group_level",
+    "layer_profile",
     "make_splits",
     "noise_ceiling",
     "normalize_score",
     "permutation_test",
     "target_splits",
+    "variance_partition",
     "weight_maps",
 ]

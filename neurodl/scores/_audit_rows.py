@@ -23,6 +23,7 @@ from neurodl.scores.pairing import last_step
 
 MIN_FEATURES = 32  # below, features may be the same for different stimuli
 MAX_PAIRED = 50  # copies of one stimulus, of which all pairs are looked at
+FEW = 0.1  # of the test rows, which lie at the edges of long blocks
 HAEMODYNAMIC = 12.0  # s, in which BOLD responses to a moment have mostly passed
 LABELS = ("label", "category", "condition", "trial_type")
 
@@ -102,12 +103,13 @@ def shared_time(case: Case) -> list[Finding] | str:
     nearest = [_nearest(runs, *split) for split in case.splits]
     close = _within(case, nearest, reach)
     if len(close):
+        n_tested = int(case.tested.sum())
         shares = f", whose features see {reach + 1} samples" if reach > 1 else ""
         return [
             Finding(
-                SEVERE,
-                f"{len(close)} test rows have training rows within {reach} samples in the same "
-                f"run{shares}.",
+                SEVERE if len(close) > FEW * n_tested else WARNING,
+                f"{len(close)} of {n_tested} test rows have training rows within {reach} samples "
+                f"in the same run{shares}.",
                 "Keep runs whole (groups='run'), or leave gaps: cv=PurgedKFold(5, purge="
                 f"{max(reach, bold)}).",
                 _times(case.responses, close),

@@ -46,6 +46,7 @@ from neurodl.scores.splits import make_splits
 from neurodl.stimuli import Stimuli
 
 ALL_LAYERS = "all"
+NEVER, SEVERAL = -1, -2  # in place of the fold that tests a row
 LAYER_COORDS = ("backbone", "weights", "weights_sha256", "licence", "transform", "pool", "reduce")
 KEPT_ATTRS = ("units", "subject", "space", "affine", "shape", "tr", "bin_width")
 
@@ -99,7 +100,7 @@ def cross_validate(
         `audit`. The scores keep them, and a report prints them.
     keep_predictions : bool
         Whether to keep ``predicted`` (layer, sample, target) and ``observed`` (sample, target),
-        NaN where a row was never tested.
+        NaN where a row was never tested, and the coord tested_in, the fold of each row.
 
     Returns
     -------
@@ -130,7 +131,7 @@ def cross_validate(
     >>> bool(cross_validate(Ridge(), X, Y, cv=4)["r"].mean() > 0.9)
     True
     """
-    layers = _inputs(model, X)
+    layers = inputs_of(model, X)
     check_responses(responses)
     whole, given = responses, ceiling
     stimuli = X if isinstance(X, Stimuli) else None
@@ -202,10 +203,11 @@ def paired_rows(
     unpaired: str = "error",
     stimuli: Stimuli | None = None,
     allow: Sequence[str] = (),
+    enforce: bool = True,
 ) -> tuple[dict[str, xr.DataArray], Rows]:
     """Return features and responses paired by id, with their folds, audited.
 
-    See `cross_validate`.
+    See `cross_validate`; `enforce` is whether the audit may stop and warn.
     """
     if "repeat" in responses.dims:
         responses = average_repeats(responses)
@@ -219,7 +221,9 @@ def paired_rows(
     layers, responses = paired(layers, responses, unpaired)
     splits, labels, text = make_splits(responses, cv, groups, seed)
     case = Case(responses, layers, whole, splits, model, stimuli)
-    found = audited(case, allow).enforce()
+    found = audited(case, allow)
+    if enforce:
+        found.enforce()
     observed = np.ascontiguousarray(responses.values, dtype=np.float32)
     runs = _runs(responses)
     if getattr(last_step(model), "centre", None) == "runs":
@@ -231,7 +235,7 @@ def paired_rows(
     return layers, Rows(responses, observed, splits, labels, runs, text, bands, found)
 
 
-def _inputs(model: Any, X: Any) -> dict[str, xr.DataArray]:
+def inputs_of(model: Any, X: Any) -> dict[str, xr.DataArray]:
     """Return features by layer, or the row numbers of stimuli for a model that takes those."""
     if isinstance(X, Stimuli):
         return stimulus_rows(model, X)
@@ -375,7 +379,16 @@ def _dataset(
         )
         data["observed"] = ((samples, target), observed)
         coords |= {str(k): v for k, v in responses.coords.items() if v.dims == (samples,)}
+        coords["tested_in"] = (samples, _tested_in(splits, len(observed)))
     return xr.Dataset(data, coords)
+
+
+def _tested_in(splits: list[Any], n_rows: int) -> np.ndarray:
+    """Return the fold that tests each row (n_rows,): NEVER, or SEVERAL for more than one."""
+    found = np.full(n_rows, NEVER)
+    for fold, (_, test) in enumerate(splits):
+        found[test] = np.where(found[test] == NEVER, fold, SEVERAL)
+    return found
 
 
 def _with_bands(

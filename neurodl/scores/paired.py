@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -143,3 +143,87 @@ def _weighted_r(counts: np.ndarray, predicted: np.ndarray, truth: np.ndarray) ->
         covariance = means[4] - means[0] * means[1]
         spread = (means[2] - means[0] ** 2) * (means[3] - means[1] ** 2)
         return np.where(spread > 0, covariance / np.sqrt(spread), np.nan)
+
+
+def resampled_r(
+    predicted: Sequence[np.ndarray],
+    observed: Sequence[np.ndarray],
+    units: Sequence[np.ndarray],
+    n: int,
+    seed: int,
+) -> np.ndarray:
+    """Return r (n, n_targets), averaged over folds, of stimuli drawn with replacement.
+
+    Parameters
+    ----------
+    predicted, observed : sequence by fold of numpy.ndarray, (n_test, n_targets)
+    units : sequence by fold of numpy.ndarray, (n_test,)
+        What is drawn as a whole.
+    """
+    total: Any = 0.0
+    for fold, (one, truth, own) in enumerate(zip(predicted, observed, units, strict=True)):
+        total = total + _weighted_r(_drawn(own, n, derive_seed(seed, "stimuli", fold)), one, truth)
+    return np.asarray(total / len(predicted))
+
+
+def random_swaps(units: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """Return which rows have the predictions of two models exchanged, (n + 1, n_test).
+
+    A random half of the units each time, but none in the first.
+    """
+    names, of = np.unique(units, return_inverse=True)
+    drawn = np.random.default_rng(seed).integers(0, 2, (n + 1, len(names)))
+    drawn[0] = 0
+    return np.asarray(drawn[:, of], np.float64)
+
+
+def swapped_difference(
+    one: Sequence[np.ndarray],
+    other: Sequence[np.ndarray],
+    observed: Sequence[np.ndarray],
+    swaps: Sequence[np.ndarray],
+) -> np.ndarray:
+    """Return differences of r (n + 1, n_targets), averaged over folds, under exchanges.
+
+    Predictions count about their mean and in units of their standard deviation, so that what is
+    exchanged is alike if the models are.
+
+    Parameters
+    ----------
+    one, other, observed : sequence by fold of numpy.ndarray, (n_test, n_targets)
+    swaps : sequence by fold of numpy.ndarray, (n + 1, n_test)
+    """
+    total: Any = 0.0
+    for a, b, y, exchanged in zip(one, other, observed, swaps, strict=True):
+        a, b, y = _scaled(a), _scaled(b), _scaled(y)
+        first = _mixed_r(exchanged, b - a, b * b - a * a, (b - a) * y, a, y)
+        second = _mixed_r(exchanged, a - b, a * a - b * b, (a - b) * y, b, y)
+        total = total + (first - second)
+    return np.asarray(total / len(one))
+
+
+def _scaled(values: np.ndarray) -> np.ndarray:
+    """Return columns with mean 0 and variance 1; NaN where they do not vary."""
+    values = np.asarray(values, np.float64)
+    spread = values.std(0)
+    return (values - values.mean(0)) / np.where(spread > 0, spread, np.nan)
+
+
+def _mixed_r(
+    exchanged: np.ndarray,
+    linear: np.ndarray,
+    square: np.ndarray,
+    product: np.ndarray,
+    own: np.ndarray,
+    y: np.ndarray,
+) -> np.ndarray:
+    """Return r of predictions of which some rows are exchanged.
+
+    Sums over rows are those of `own` and, for the exchanged ones, the difference to the other's.
+    """
+    n = len(y)
+    mean = (own.sum(0) + exchanged @ linear) / n
+    variance = ((own**2).sum(0) + exchanged @ square) / n - mean**2
+    covariance = ((own * y).sum(0) + exchanged @ product) / n  # y has mean 0, variance 1
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(variance > 0, covariance / np.sqrt(variance), np.nan)

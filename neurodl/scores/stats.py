@@ -2,44 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 
-from neurodl.errors import SchemaError
+from neurodl.errors import SchemaError, UnknownNameError
 from neurodl.models import KernelRidgeCV, RidgeCV
 from neurodl.models._permutation import permuted_r
-from neurodl.schema import check_features, sample_dim, sample_ids, target_dim
-from neurodl.scores.crossval import cross_validate, paired_rows
+from neurodl.runtime import derive_seed, progress_bar, resolve_device
+from neurodl.schema import sample_dim, sample_ids, target_dim
+from neurodl.scores._fits import Fits, Rows
+from neurodl.scores.crossval import cross_validate, inputs_of, paired_rows
+from neurodl.scores.pairing import last_step
+from neurodl.stimuli import Stimuli
+
+EXCHANGES = ("rows", "groups")
+TIES = 1e-6  # orders that leave a target as it is must not differ by rounding
+BLOCK_BYTES = 2**27
+Parts = Iterator[tuple[slice, slice, np.ndarray]]
 
 
 def permutation_test(
     model: Any,
-    X: xr.DataArray | Mapping[str, xr.DataArray],
+    X: xr.DataArray | Mapping[str, xr.DataArray] | Stimuli,
     responses: xr.DataArray,
     *,
     cv: Any = 5,
     groups: Any = None,
     n_permutations: int = 1000,
+    exchange: str = "rows",
+    refit: bool | None = None,
     seed: int = 0,
     ceiling: xr.DataArray | None = None,
     unpaired: str = "error",
+    allow: Sequence[str] = (),
 ) -> xr.Dataset:
     """Return cross-validated scores, and how often permuted responses reach them.
 
     Responses are given to the wrong stimuli: rows in a random order, within `groups` if there are
     any, so that differences between groups are not taken for predictivity. Time series are shifted
     in a circle within each run, by a random number of samples, which keeps their autocorrelation.
-    Penalties are those that the true responses chose, in each fold.
 
     Parameters
     ----------
-    model : RidgeCV or KernelRidgeCV
-    X, responses, cv, groups, seed, ceiling, unpaired
+    model : object with fit and predict
+    X, responses, cv, groups, seed, ceiling, unpaired, allow
         See `cross_validate`; `seed` also draws the permutations.
     n_permutations : int
+    exchange : {"rows", "groups"}
+        What is exchangeable under the null hypothesis: rows within each group, or whole groups of
+        the same size, whose rows keep their order: runs, or the presentations of each stimulus.
+    refit : bool, optional
+        Whether the model is fitted to every order of the responses. `RidgeCV` and `KernelRidgeCV`
+        are, at the penalties that the true responses chose in each fold, by one decomposition for
+        all orders; other models are fitted anew each time, which takes as long. Without it, only
+        the responses to the test rows are exchanged, and the predictions stay: quick for any
+        model, but only right for a single training and test set, since the test rows of one fold
+        are training rows of the others. By default False for other models on a single split.
 
     Returns
     -------
@@ -47,7 +69,8 @@ def permutation_test(
         What `cross_validate` returns and, with dims (layer, target), ``p``: the share of orders,
         the true one among them, whose mean r over folds is at least that of the true one;
         ``p_fwe``: the same of the largest mean r of all targets (family-wise); ``q``: `p` after
-        Benjamini and Hochberg (false discovery rate).
+        Benjamini and Hochberg (false discovery rate, for targets that depend on each other
+        positively, as voxels do); ``q_by``: after Benjamini and Yekutieli, for any dependence.
 
     Raises
     ------
@@ -58,55 +81,59 @@ def permutation_test(
     ----------
     Phipson & Smyth (2010), Permutation p-values should never be zero, Stat. Appl. Genet. Mol. Biol.
     Nichols & Holmes (2002), Nonparametric permutation tests for functional neuroimaging, HBM 15.
+    Noirhomme et al. (2014), Biased binomial assessment of cross-validated estimation of
+    classification accuracies illustrated in diagnosis predictions, NeuroImage: Clinical 4.
+    Winkler et al. (2014), Permutation inference for the general linear model, NeuroImage 92.
     Benjamini & Hochberg (1995), Controlling the false discovery rate, J. R. Stat. Soc. B 57.
+    Benjamini & Yekutieli (2001), FDR in multiple testing under dependency, Ann. Stat. 29.
     """
-    if not isinstance(model, RidgeCV | KernelRidgeCV):
-        raise ValueError(
-            "permutation_test refits at fixed penalties, which needs RidgeCV or KernelRidgeCV, but "
-            f"got {type(model).__name__}."
-        )
     if n_permutations < 1:
         raise ValueError(f"`n_permutations` must be at least 1, but got {n_permutations}.")
+    how = {"cv": cv, "groups": groups, "seed": seed, "unpaired": unpaired, "allow": allow}
     layers, rows = paired_rows(
-        model, check_features(X), responses, cv, groups, seed, unpaired=unpaired
-    )
-    orders = random_orders(rows.responses, rows.labels, n_permutations, seed)
-    scores = cross_validate(
         model,
-        X,
+        inputs_of(model, X),
         responses,
-        cv=cv,
-        groups=groups,
-        seed=seed,
-        ceiling=ceiling,
-        unpaired=unpaired,
+        stimuli=X if isinstance(X, Stimuli) else None,
+        enforce=False,
+        **how,
+    )
+    at_once = isinstance(model, RidgeCV | KernelRidgeCV)
+    refits = _whether_to_refit(refit, at_once, model, len(rows.splits), n_permutations)
+    draw = seed, exchange
+    orders = random_orders(rows.responses, rows.labels, n_permutations, *draw) if refits else None
+    scores = cross_validate(
+        model, X, responses, ceiling=ceiling, keep_predictions=not refits, **how
     )
     used = np.isfinite(scores["r"].values).all((0, 1))
     columns = np.flatnonzero(used)
-    found = {name: np.full((len(layers), len(used)), np.nan, np.float32) for name in ("p", "p_fwe")}
+    names = ("p", "p_fwe", "q", "q_by")
+    found = {name: np.full((len(layers), len(used)), np.nan, np.float32) for name in names}
     for row, features in enumerate(layers.values()):
-        alpha = scores["alpha"].values[row][:, used].astype(float)
-        y = rows.observed[:, used]
-        at_least, largest, true = _compare(
-            permuted_r(model, features.values, y, rows.splits, alpha, orders, rows.runs),
-            n_permutations,
-            len(columns),
-        )
-        found["p"][row, columns] = at_least / (n_permutations + 1)
-        reached = n_permutations + 1 - np.searchsorted(np.sort(largest), true)
-        found["p_fwe"][row, columns] = reached / (n_permutations + 1)
-    found["q"] = np.stack([false_discovery_rate(p) for p in found["p"]])
+        if orders is not None and not at_once:
+            parts = _refitted_r(model, features.values, X, rows, used, orders)
+        elif orders is not None:
+            alpha = scores["alpha"].values[row][:, used].astype(float)
+            y = rows.observed[:, used]
+            parts = permuted_r(model, features.values, y, rows.splits, alpha, orders, rows.runs)
+        else:
+            predicted = scores["predicted"].values[row][:, used]
+            parts = _exchanged_r(model, predicted, rows, used, n_permutations, *draw)
+        counted = _compare(parts, n_permutations, len(columns))
+        found["p"][row, columns], found["p_fwe"][row, columns] = counted
+        found["q"][row] = false_discovery_rate(found["p"][row])
+        found["q_by"][row] = false_discovery_rate(found["p"][row], any_dependence=True)
     target = target_dim(scores["r"])
     for name, values in found.items():
         scores[name] = (("layer", target), values)
-    return scores.assign_attrs(n_permutations=n_permutations)
+    permuted = "training and test rows, refitted" if refits else "test rows"
+    return scores.drop_vars(["predicted", "observed"], errors="ignore").assign_attrs(
+        n_permutations=n_permutations, permuted=permuted, exchange=exchange
+    )
 
 
-def _compare(parts: Any, n_permutations: int, n_targets: int) -> tuple[np.ndarray, ...]:
-    """Return how many orders reach the true one, the largest r of each order, and the true r.
-
-    The first order is the true one; it counts as one of them.
-    """
+def _compare(parts: Parts, n_permutations: int, n_targets: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return p and family-wise p of each target, of r under orders of which the first is true."""
     true = np.empty(n_targets)
     at_least = np.zeros(n_targets, int)
     largest = np.full(n_permutations + 1, -np.inf)
@@ -114,14 +141,94 @@ def _compare(parts: Any, n_permutations: int, n_targets: int) -> tuple[np.ndarra
         r = np.nan_to_num(r, nan=-1.0)
         if some.start == 0:
             true[columns] = r[0]
-        # orders that leave a target as it is must not differ by rounding
-        at_least[columns] += (r >= true[columns] - 1e-6).sum(0)
+        at_least[columns] += (r >= true[columns] - TIES).sum(0)
         largest[some] = np.maximum(largest[some], r.max(1))
-    return at_least, largest, true - 1e-6
+    reached = n_permutations + 1 - np.searchsorted(np.sort(largest), true - TIES)
+    return at_least / (n_permutations + 1), reached / (n_permutations + 1)
+
+
+def _whether_to_refit(
+    refit: bool | None, at_once: bool, model: Any, n_folds: int, n_permutations: int
+) -> bool:
+    if refit is None and not at_once and n_folds > 1:
+        raise ValueError(
+            f"{type(last_step(model)).__name__} has to be fitted anew to every order of the "
+            f"responses, {n_permutations + 1} times {n_folds} folds: say refit=True, with as few "
+            "permutations as will do. Or use a single training and test set, on which only the "
+            "test rows are exchanged (cv={'train': ids, 'test': ids}); or RidgeCV, which fits all "
+            "orders at once."
+        )
+    if refit is False and n_folds > 1:
+        raise ValueError(
+            "refit=False exchanges the test rows alone, which are training rows of other folds: p "
+            "would be too small. Use a single training and test set, or leave refit out."
+        )
+    return at_once if refit is None else refit
+
+
+def _refitted_r(
+    model: Any, features: np.ndarray, X: Any, rows: Rows, used: np.ndarray, orders: np.ndarray
+) -> Parts:
+    """Yield r, averaged over folds, of the model fitted to responses in each order."""
+    with progress_bar(label="permutations", total=len(orders)) as advance:
+        for number, order in enumerate(orders):
+            shuffled = rows._replace(observed=rows.observed[order])
+            fits = Fits(model, shuffled, used, False, X)
+            r = fits.layer(features, lambda _: None)["r"][:, used].mean(0)
+            advance(1)
+            yield slice(None), slice(number, number + 1), r[None]
+
+
+def _exchanged_r(
+    model: Any,
+    predicted: np.ndarray,
+    rows: Rows,
+    used: np.ndarray,
+    n_permutations: int,
+    seed: int,
+    exchange: str,
+) -> Parts:
+    """Yield r, averaged over folds, of predictions with test rows in other orders.
+
+    The first order is the true one.
+    """
+    name = getattr(last_step(model), "device", "cpu")
+    device = resolve_device(name if isinstance(name, str | torch.device) else "auto")
+    folds = []
+    for number, (_, test) in enumerate(rows.splits):
+        own = None if rows.labels is None else rows.labels[test]
+        own_seed = derive_seed(seed, "fold", number)
+        orders = random_orders(rows.responses[test], own, n_permutations, own_seed, exchange)
+        folds.append((test, torch.as_tensor(orders, device=device)))
+    n_targets = predicted.shape[1]
+    observed = rows.observed[:, used]
+    width = max(1, BLOCK_BYTES // (4 * 64 * max(len(test) for test, _ in folds)))
+    for start in range(0, n_targets, width):
+        columns = slice(start, min(start + width, n_targets))
+        for first in range(0, n_permutations + 1, 64):
+            some = slice(first, min(first + 64, n_permutations + 1))
+            total = torch.zeros(some.stop - first, columns.stop - start, device=device)
+            for test, drawn in folds:
+                p, y = (
+                    _unit(torch.as_tensor(one[test][:, columns], device=device))
+                    for one in (predicted, observed)
+                )
+                total += torch.einsum("st,ost->ot", p, y[drawn[some]])
+            yield columns, some, (total / len(folds)).cpu().numpy()
+
+
+def _unit(values: torch.Tensor) -> torch.Tensor:
+    """Return columns about their mean, of length 1."""
+    centred = values - values.mean(0)
+    return centred / torch.linalg.vector_norm(centred, dim=0)
 
 
 def random_orders(
-    responses: xr.DataArray, labels: np.ndarray | None, n_permutations: int, seed: int
+    responses: xr.DataArray,
+    labels: np.ndarray | None,
+    n_permutations: int,
+    seed: int,
+    exchange: str = "rows",
 ) -> np.ndarray:
     """Return the true order of rows and random ones, (n_permutations + 1, n_samples).
 
@@ -131,22 +238,36 @@ def random_orders(
     ------
     SchemaError
         Nothing can be exchanged, or presentations of one stimulus would have to stay together.
+    UnknownNameError
+        There is no such `exchange`.
     """
+    if exchange not in EXCHANGES:
+        raise UnknownNameError(f"`exchange` must be one of {EXCHANGES}, but got {exchange!r}.")
     n_samples = len(responses)
     rng = np.random.default_rng(seed)
     timed = sample_dim(responses) == "time"
-    if timed and labels is None:
-        raise SchemaError("Permuting a time series needs groups, such as groups='run'.")
-    if not timed and not sample_ids(responses).is_unique:
+    if labels is None and (timed or exchange == "groups"):
+        what = "a time series" if timed else "whole groups"
+        raise SchemaError(f"Permuting {what} needs groups, such as groups='run'.")
+    if not timed and exchange == "rows" and not sample_ids(responses).is_unique:
         raise SchemaError(
             "Presentations of one stimulus belong together and cannot be permuted one by one: "
-            "average repeats first (average_repeats)."
+            "average repeats first (average_repeats), or exchange whole stimuli "
+            "(exchange='groups') where all have as many presentations."
         )
     labels = np.zeros(n_samples, int) if labels is None else np.asarray(labels)
     groups = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    if all(len(rows) < 2 for rows in groups):
-        raise SchemaError("Every group has a single row: there is nothing to permute within it.")
     orders = np.tile(np.arange(n_samples), (n_permutations + 1, 1))
+    if exchange == "groups":
+        whole = np.array(_of_one_size(groups))
+        for order in orders[1:]:
+            order[whole.ravel()] = whole[rng.permutation(len(whole))].ravel()
+        return orders
+    if all(len(rows) < 2 for rows in groups):
+        raise SchemaError(
+            "Every group has a single row: there is nothing to permute within it. Exchange whole "
+            "groups instead: exchange='groups'."
+        )
     for order in orders[1:]:
         for rows in groups:
             order[rows] = (
@@ -157,8 +278,24 @@ def random_orders(
     return orders
 
 
-def false_discovery_rate(p: np.ndarray) -> np.ndarray:
-    """Return q-values of p-values (n_targets,) by Benjamini and Hochberg; NaN stays NaN.
+def _of_one_size(groups: list[np.ndarray]) -> list[np.ndarray]:
+    sizes = sorted({len(rows) for rows in groups})
+    if len(sizes) > 1 or len(groups) < 2:
+        raise SchemaError(
+            f"exchange='groups' needs several groups of one size, but there are {len(groups)} of "
+            f"{sizes[0]} to {sizes[-1]} rows. Trim them, or exchange rows within groups."
+        )
+    return groups
+
+
+def false_discovery_rate(p: np.ndarray, *, any_dependence: bool = False) -> np.ndarray:
+    """Return q-values of p-values (n_targets,); NaN stays NaN.
+
+    Parameters
+    ----------
+    p : numpy.ndarray, shape (n_targets,)
+    any_dependence : bool
+        Benjamini and Yekutieli, in place of Benjamini and Hochberg.
 
     Examples
     --------
@@ -168,6 +305,8 @@ def false_discovery_rate(p: np.ndarray) -> np.ndarray:
     q = np.full(len(p), np.nan)
     known = np.flatnonzero(np.isfinite(p))
     order = known[np.argsort(p[known])]
-    ranked = p[order] * len(order) / np.arange(1, len(order) + 1)
+    ranks = np.arange(1, len(order) + 1)
+    factor = (1 / ranks).sum() if any_dependence else 1.0
+    ranked = p[order] * factor * len(order) / ranks
     q[order] = np.minimum.accumulate(ranked[::-1])[::-1].clip(max=1)
     return q

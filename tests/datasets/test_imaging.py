@@ -60,8 +60,8 @@ def test_the_face_predicts_spontaneous_activity(tmp_path, rng):
     np.testing.assert_array_equal(responses["pupil_y"], stored["pupilCOM"][:, 1])
     np.testing.assert_allclose(responses["time"].values[:3], [0, 1.2, 2.4])
     model = ndl.RidgeCV([1.0], cv=2, device="cpu")
-    folds = np.repeat(["a", "b", "c"], 30)
-    scores = ndl.cross_validate(model, experiment.features, responses, groups=folds, cv=3)
+    blocks = ndl.PurgedKFold(3, purge=3)
+    scores = ndl.cross_validate(model, experiment.features, responses, cv=blocks)
     assert scores["r"].mean() > 0.6
 
 
