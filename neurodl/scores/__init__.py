@@ -1,4 +1,4 @@
-"""Scores: cross-validated predictivity, its folds and its ceiling, and what models weigh."""
+"""Scores: predictivity and its folds, audit, ceilings, statistics, and geometry."""
 
 from neurodl.scores.auditing import Audit, audit, copy_groups
 from neurodl.scores.ceiling import noise_ceiling, normalize_score
@@ -6,8 +6,10 @@ from neurodl.scores.challenges import challenge_score
 from neurodl.scores.comparison import compare, comparison_table
 from neurodl.scores.crossval import cross_validate
 from neurodl.scores.few_shot import few_shot_curve
+from neurodl.scores.geometry import encoding_rsa, rsa, searchlight_rsa
 from neurodl.scores.partition import variance_partition
 from neurodl.scores.profile import layer_profile
+from neurodl.scores.rdms import compare_rdms, rdm
 from neurodl.scores.resampling import bootstrap, difference_test, group_level
 from neurodl.scores.retention import forgetting
 from neurodl.scores.similarity import cka
@@ -26,10 +28,12 @@ __all__ = [
     "challenge_score",
     "cka",
     "compare",
+    "compare_rdms",
     "comparison_table",
     "copy_groups",
     "cross_validate",
     "difference_test",
+    "encoding_rsa",
     "feature_weights",
     "few_shot_curve",
     "forgetting",
@@ -39,6 +43,9 @@ __all__ = [
     "noise_ceiling",
     "normalize_score",
     "permutation_test",
+    "rdm",
+    "rsa",
+    "searchlight_rsa",
     "target_splits",
     "variance_partition",
     "weight_maps",
