@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -32,6 +33,7 @@ from neurodl.models._targets import Targets
 from neurodl.runtime import available_memory, names_several, resolve_device
 
 N_AUTO = 17  # penalties of alphas="auto"
+MORE_DECADES = 3  # of a grid that was too short
 
 
 class FoldPrediction(NamedTuple):
@@ -76,8 +78,8 @@ class PenaltyCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
     seed: int
     _single_target = False
     _simplest = -1  # the place in the grid of what a target without any score gets
-    # How many targets of how many chose an edge of the grid, where that is said later.
-    _edges_seen: list[tuple[int, int, torch.Tensor]] | None = None
+    # How many targets of how many chose each edge of the grid, where that is said later.
+    _edges_seen: list[tuple[np.ndarray, int, torch.Tensor]] | None = None
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -272,22 +274,33 @@ class PenaltyCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         """Count the targets at the edges of the grid, and say so if the grid was given."""
         if len(grid) == 1:
             return 0
-        n_at_edge = int(((chosen == 0) | (chosen == len(grid) - 1)).sum())
+        at_edges = np.array([int((chosen == edge).sum()) for edge in (0, len(grid) - 1)])
         if self._edges_seen is None:
-            self._say_edges(n_at_edge, len(chosen), grid)
+            self._say_edges(at_edges, len(chosen), grid)
         else:
-            self._edges_seen.append((n_at_edge, len(chosen), grid))
-        return n_at_edge
+            self._edges_seen.append((at_edges, len(chosen), grid))
+        return int(at_edges.sum())
 
-    def _say_edges(self, n_at_edge: int, n_targets: int, grid: torch.Tensor) -> None:
-        """Warn of targets at the edges of the grid, if it was given."""
-        if n_at_edge and not isinstance(self.alphas, str):
+    def _say_edges(self, at_edges: np.ndarray, n_targets: int, grid: torch.Tensor) -> None:
+        """Warn of targets at the edges of the grid, if it was given, and name the next one."""
+        if at_edges.any() and not isinstance(self.alphas, str):
             warnings.warn(
-                f"{n_at_edge} of {n_targets} targets chose the smallest or largest "
-                f"of `alphas` ({grid[0]:g} to {grid[-1]:g}); widen the grid or use alphas='auto'.",
+                f"{at_edges.sum()} of {n_targets} targets chose an edge of `alphas`: "
+                f"{at_edges[0]} the smallest ({grid[0]:g}), {at_edges[1]} the largest "
+                f"({grid[-1]:g}). To widen the grid, use alphas={_next_grid(at_edges, grid)}, or "
+                "alphas='auto'.",
                 NeurodlWarning,
                 stacklevel=4,
             )
+
+
+def _next_grid(at_edges: np.ndarray, grid: torch.Tensor) -> str:
+    """Return the grid, longer on the sides where it was too short, as the text of a call."""
+    low, high = (float(torch.log10(grid[edge].clamp(min=1e-30))) for edge in (0, -1))
+    step = max((high - low) / (len(grid) - 1), 0.1)
+    added = [math.ceil(MORE_DECADES / step) * step if n else 0.0 for n in at_edges]
+    low, high = low - added[0], high + added[1]
+    return f"np.logspace({low:.4g}, {high:.4g}, {round((high - low) / step) + 1})"
 
 
 def weights_at(

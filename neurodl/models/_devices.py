@@ -231,4 +231,4 @@ def _warn_once_for_all(model: PenaltyCV, workers: list[_Worker]) -> None:
     """Say for each fold how many targets of all devices are at the edges of the grid."""
     for seen in zip(*(worker.model._edges_seen or [] for worker in workers), strict=True):
         n_at_edge, n_targets, grids = zip(*seen, strict=True)
-        model._say_edges(sum(n_at_edge), sum(n_targets), grids[0])
+        model._say_edges(np.sum(n_at_edge, 0), sum(n_targets), grids[0])

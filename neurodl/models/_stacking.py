@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from neurodl.models._band_folds import BandFolds, Penalties
@@ -71,7 +72,7 @@ def of_leading(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
 
 
 def combinations(
-    bands: BandFolds, targets: Targets, penalties: list[Penalties]
+    bands: BandFolds, targets: Targets, penalties: list[Penalties], regions: Any = None
 ) -> Iterator[Combination]:
     """Yield how bands are combined, for as many targets at a time as fit into memory.
 
@@ -84,21 +85,31 @@ def combinations(
         Of the training rows.
     penalties : list of Penalties
         Of each band.
+    regions : array-like, shape (n_targets,), optional
+        Targets that select one band together.
     """
+    selected = selection(torch.stack([one.score for one in penalties]), regions)
     n_left_out = max((len(test) for _, test in bands.again), default=0)
     n_held = 0 if bands.held is None else len(bands.held)
     for columns in target_slices(targets, len(bands), n_left_out, n_held):
         some, chosen = targets.some(columns), [one.some(columns) for one in penalties]
-        if bands.again:
-            weights = stack_weights(bands, some, chosen)
-        else:
-            weights = selection(torch.stack([one.score for one in chosen]))
+        again = bool(bands.again)
+        weights = stack_weights(bands, some, chosen) if again else selected[:, columns]
         yield Combination(columns, some, chosen, weights)
 
 
-def selection(scores: torch.Tensor) -> torch.Tensor:
-    """Return weights (n_bands, n_targets): 1 for the band with the best score, 0 for others."""
-    best = scores.nan_to_num(-torch.inf).argmax(0)
+def selection(scores: torch.Tensor, regions: Any = None) -> torch.Tensor:
+    """Return weights (n_bands, n_targets): 1 for the band with the best score, 0 for others.
+
+    Targets of one region are judged by their mean; those without a score do not count.
+    """
+    judged = scores
+    if regions is not None:
+        judged = torch.empty_like(scores)
+        for label in np.unique(regions):
+            own = torch.as_tensor(np.flatnonzero(regions == label), device=scores.device)
+            judged[:, own] = scores[:, own].nanmean(1, keepdim=True)
+    best = judged.nan_to_num(-torch.inf).argmax(0)
     return torch.zeros_like(scores).scatter_(0, best[None], 1.0)
 
 

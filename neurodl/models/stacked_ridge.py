@@ -54,6 +54,9 @@ class StackedRidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         "stack": weights >= 0 that sum to 1 and minimise the squared error of the predictions of
         rows left out of inner folds, at the penalties that were chosen. "select": for each
         target the band with the best mean inner score predicts alone.
+    regions : str or array-like of labels with shape (n_targets,), optional
+        For "select": targets of one region get the same band, that with the best mean inner score
+        over them. `cross_validate` takes the name of a coord of the targets, such as "roi".
     kernel : {"linear", "precomputed"}
         With "precomputed", X holds the kernels of all bands side by side, each of all rows with
         the training rows; they cannot be standardized.
@@ -96,6 +99,7 @@ class StackedRidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         *,
         bands: Any = None,
         combine: str = "stack",
+        regions: Any = None,
         kernel: str = "linear",
         cv: Any = 5,
         scoring: str = "r2",
@@ -109,6 +113,7 @@ class StackedRidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self.alphas = alphas
         self.bands = bands
         self.combine = combine
+        self.regions = regions
         self.kernel = kernel
         self.cv = cv
         self.scoring = scoring
@@ -240,11 +245,32 @@ class StackedRidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         bands.start(own, held, splits if stacks else [])
         penalties = [bands.choose(band, targets, splits) for band in range(len(bands))]
         leading = []
-        for part in combinations(bands, targets, penalties):
+        regions = self._checked_regions(targets.n_targets)
+        for part in combinations(bands, targets, penalties, regions):
             places = torch.stack([one.place for one in part.penalties])
             leading.append(of_leading(part.weights, places))
             yield part
         bands.model._warn_of_edges(torch.cat(leading), penalties[0].grid)
+
+    def _checked_regions(self, n_targets: int) -> np.ndarray | None:
+        """Return the label of each target, or None where each selects for itself.
+
+        Raises
+        ------
+        ValueError
+            They would do nothing, or there is another number of them.
+        """
+        if self.regions is None:
+            return None
+        if self.combine != "select":
+            raise ValueError("`regions` are only for combine='select'.")
+        labels = np.asarray(self.regions).astype(str)
+        if labels.shape != (n_targets,):
+            raise ValueError(
+                f"`regions` must have a label for each of {n_targets} targets, but has shape "
+                f"{labels.shape}. A name of a coord is for cross_validate."
+            )
+        return labels
 
     def _inner_splits(self, n_samples: int, groups: Any, n_bands: int) -> Splits:
         """Return the inner folds, none where there is nothing to choose."""

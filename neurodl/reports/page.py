@@ -55,7 +55,7 @@ def page_context(page: Report, script: str, style: str) -> dict[str, Any]:
     return {
         "title": page.title,
         "fixed": fixed,
-        "notes": list(page.notes),
+        "notes": _notes(page),
         "script": Markup(script),
         "style": Markup(style),
         "script_hash": digest,
@@ -70,6 +70,12 @@ def page_context(page: Report, script: str, style: str) -> dict[str, Any]:
         **_numbers(scores, table),
         **_figures(scores, table),
     }
+
+
+def _notes(page: Report) -> list[str]:
+    """Return what was warned of, once each."""
+    own = str(page.scores.attrs.get("warnings", ""))
+    return list(dict.fromkeys([*page.notes, *([own] if own else [])]))
 
 
 def _numbers(scores: xr.Dataset, table: pd.DataFrame) -> dict[str, Any]:

@@ -35,6 +35,7 @@ NOT_LISTED = {
     "n_repeats",
     "cv",
     "audit",
+    "warnings",
     "groups",
     "n_folds",
     "seed",

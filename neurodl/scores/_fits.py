@@ -13,7 +13,7 @@ import torch
 import xarray as xr
 from sklearn.base import clone
 
-from neurodl.errors import NeurodlWarning
+from neurodl.errors import NeurodlWarning, UnknownNameError, did_you_mean
 from neurodl.metrics import pearson_r, r2, r2_by_band
 from neurodl.models._bands import band_columns
 from neurodl.models._base import FoldPrediction
@@ -61,6 +61,7 @@ class Fits:
         self.bands = rows.bands
         observed = rows.observed
         self.observed = observed if used.all() else np.ascontiguousarray(observed[:, used])
+        self._name_regions(rows.responses)
         self.names = {name: fit_parameter(model, name) for name in ("groups", "runs")}
         self.groups = rows.labels if self.names["groups"] else None
         self.runs = rows.runs if self.names["runs"] else None
@@ -138,6 +139,21 @@ class Fits:
         bands = getattr(last_step(self.model), "bands", None) if self.bands is None else self.bands
         return list(band_columns(bands, next(iter(layers.values())).shape[1]))
 
+    def _name_regions(self, responses: xr.DataArray) -> None:
+        """Give a model that selects by region the labels of the targets, for the coord it names."""
+        name = getattr(last_step(self.model), "regions", None)
+        if not isinstance(name, str):
+            return
+        target = responses.dims[1]
+        there = [str(key) for key, one in responses.coords.items() if one.dims == (target,)]
+        if name not in there:
+            raise UnknownNameError(
+                f"`regions` names the coord {name!r}, which the targets do not have. "
+                f"{did_you_mean(name, there)}"
+            )
+        labels = responses[name].values.astype(str)[self.used]
+        last_step(self.model).set_params(regions=labels)
+
     def _fresh(self, bands: np.ndarray | None) -> Any:
         """Return a copy of the model that is told the band of each column."""
         fresh = clone(self.model, safe=False)
@@ -169,16 +185,15 @@ class Fits:
                     warning.message, warning.category, warning.filename, warning.lineno
                 )
 
-    def warn(self) -> None:
-        """Say once what the fits warned of."""
-        if self.messages:
-            message, _ = self.messages.most_common(1)[0]
-            total = sum(self.messages.values())
-            warnings.warn(
-                f"{total} of {self.n_fits} fits warned; for instance: {message}",
-                NeurodlWarning,
-                stacklevel=3,
-            )
+    def warn(self) -> str:
+        """Say once what the fits warned of, and return it; empty if they did not."""
+        if not self.messages:
+            return ""
+        message, _ = self.messages.most_common(1)[0]
+        total = sum(self.messages.values())
+        said = f"{total} of {self.n_fits} fits warned; for instance: {message}"
+        warnings.warn(said, NeurodlWarning, stacklevel=3)
+        return said
 
 
 def over_known(

@@ -157,7 +157,7 @@ def cross_validate(
     n_steps = len(layers) * len(splits) * int(used.sum())
     with progress_bar(label="fit", total=n_steps) as advance:
         results = [fold_scores.layer(array.values, advance) for array in layers.values()]
-    fold_scores.warn()
+    warned = fold_scores.warn()
     scores = _dataset(results, layers, responses, splits, keep_predictions, observed)
     scores = _with_bands(scores, results, fold_scores.band_names(layers))
     if ceiling is not None:
@@ -166,6 +166,7 @@ def cross_validate(
         "model": " ".join(repr(model).split()),
         **run_attrs(rows, groups, seed, used, whole),
         **_device(model),
+        **({"warnings": warned} if warned else {}),
         **{f"n_{reason}": int(mask.sum()) for reason, mask in reasons.items()},
     }
     return check_scores(scores)

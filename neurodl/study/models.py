@@ -43,7 +43,7 @@ MODELS: Mapping[str, ModelKind] = {
     ),
     "stacked_ridge": ModelKind(
         "StackedRidgeCV",
-        ("alphas", "bands", "combine", "kernel", *COMMON),
+        ("alphas", "bands", "combine", "regions", "kernel", *COMMON),
         ("linear", "precomputed"),
     ),
     "pls": ModelKind("PLS", ("n_components", "targets", *COMMON, *TIMED)),

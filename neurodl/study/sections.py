@@ -176,6 +176,7 @@ class ModelSection(Section):
     alphas_by_band: list[float] | None = _key("a list of numbers: see BandedRidgeCV")
     refine: int = _key("a whole number: see BandedRidgeCV", 1)
     combine: Literal["stack", "select"] = _key("'stack' or 'select': see StackedRidgeCV", "stack")
+    regions: str | None = _key("a coord of the targets, such as 'roi': see StackedRidgeCV")
     n_components: Literal["auto"] | int | list[int] = _key(
         "'auto', a whole number or a list of them: see PLS", "auto"
     )

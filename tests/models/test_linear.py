@@ -146,7 +146,7 @@ def test_groups_reach_the_inner_folds_through_cross_validate(model):
         np.testing.assert_allclose(found, alone.predict(X[test]), atol=1e-4 * Y.std())
     with pytest.raises(ValueError, match="at least 2 groups"):
         clone(model).fit(X, Y, groups=np.zeros(60))
-    with pytest.raises(ValueError, match="needs RidgeCV or KernelRidgeCV"):
+    with pytest.raises(ValueError, match="has to be fitted anew"):
         permutation_test(model, features, responses)
 
 

@@ -146,7 +146,7 @@ def test_leave_one_out_keeps_the_leverage_of_the_intercept():
 
 def test_user_grid_at_its_edge_is_warned_about_with_the_count():
     X, Y = simulate(60, 10, n_targets=6)
-    with pytest.warns(NeurodlWarning, match=r"6 of 6 targets chose the smallest or largest"):
+    with pytest.warns(NeurodlWarning, match=r"6 of 6 targets chose an edge of"):
         model = RidgeCV([1e6, 1e7], device="cpu").fit(X, Y)
     assert model.n_alphas_at_edge_ == 6
 
@@ -301,3 +301,33 @@ def test_any_splitter(cv):
     model = RidgeCV(ALPHAS, cv=cv, standardize=False, device="cpu").fit(X, Y)
     scores = brute_force(X, Y, list(cv.split(X)), "r2")
     np.testing.assert_allclose(model.cv_score_, scores.max(0), atol=1e-8)
+
+
+def test_a_grid_that_is_too_short_is_counted_and_the_next_one_named(rng):
+    X = rng.standard_normal((60, 30))
+    Y = np.hstack([X @ rng.standard_normal((30, 2)), rng.standard_normal((60, 3))])
+    with pytest.warns(NeurodlWarning) as caught:
+        model = RidgeCV(np.logspace(-1, 1, 5), device="cpu").fit(X, Y)
+    said = str(caught[0].message)
+    low, high = ((model.alpha_ == edge).sum() for edge in (0.1, 10.0))
+    assert model.n_alphas_at_edge_ == low + high == 5
+    assert f"{low} the smallest (0.1), {high} the largest (10)" in said
+    assert "alphas=np.logspace(-4, 4, 17)" in said
+    with pytest.warns(NeurodlWarning, match=r"np.logspace\(-1, 4, 11\)"):
+        RidgeCV(np.logspace(-1, 1, 5), device="cpu").fit(X, Y[:, 2:])
+
+
+def test_scores_keep_what_was_warned_of(rng):
+    import neurodl as ndl
+
+    ids = [f"s{n}" for n in range(40)]
+    features = xr.DataArray(
+        rng.standard_normal((40, 5)), {"stimulus": ids}, ("stimulus", "feature")
+    )
+    responses = xr.DataArray(
+        rng.standard_normal((40, 2)), {"stimulus": ids}, ("stimulus", "unit")
+    ).assign_attrs(units="a.u.")
+    with pytest.warns(NeurodlWarning, match="To widen the grid"):
+        scores = ndl.cross_validate(RidgeCV([1.0, 2.0], device="cpu"), features, responses)
+    assert "To widen the grid" in scores.attrs["warnings"]
+    assert "To widen the grid" in ndl.report(scores).html()

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import xarray as xr
 from sklearn.base import BaseEstimator
+from sklearn.linear_model import Ridge
+from sklearn.metrics import r2_score
 from sklearn.model_selection import KFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 import neurodl as ndl
-from neurodl.errors import SchemaError
+from neurodl.errors import SchemaError, UnknownNameError
 from neurodl.models import BandedRidgeCV, StackedRidgeCV
 from neurodl.scores import cross_validate, make_splits, permutation_test
 
@@ -180,7 +182,7 @@ def test_wrong_uses_say_what_to_do(layers, kernels, responses):
         cross_validate(StackedRidgeCV(device="cpu"), kernels, responses)
     with pytest.raises(SchemaError, match="are features"):
         cross_validate(StackedRidgeCV(kernel="precomputed", device="cpu"), layers, responses)
-    with pytest.raises(ValueError, match="needs RidgeCV or KernelRidgeCV"):
+    with pytest.raises(ValueError, match="has to be fitted anew"):
         permutation_test(StackedRidgeCV(device="cpu"), layers, responses, n_permutations=2)
 
 
@@ -260,5 +262,91 @@ def test_parts_of_bands_are_kept_and_reported(layers, responses, tmp_path):
 
 
 def test_penalties_of_bands_cannot_be_permuted(layers, responses):
-    with pytest.raises(ValueError, match="needs RidgeCV or KernelRidgeCV"):
+    with pytest.raises(ValueError, match="has to be fitted anew"):
         permutation_test(banded(), layers, responses, n_permutations=2)
+
+
+# Selection inside the folds
+
+
+def inner_scores(layers, responses, splits, alphas):
+    """Mean inner r2 of each layer, penalty and target, and the test predictions, by hand."""
+    for train, test in splits:
+        found = np.zeros((len(layers), len(alphas), responses.shape[1]))
+        inner = list(KFold(3, shuffle=True, random_state=0).split(train))
+        for row, x in enumerate(layers.values()):
+            values = (x.values - x.values[train].mean(0)).astype(float)
+            for column, alpha in enumerate(alphas):
+                for own, held in inner:
+                    fit = Ridge(alpha).fit(values[train[own]], responses.values[train[own]])
+                    predicted = fit.predict(values[train[held]])
+                    truth = responses.values[train[held]]
+                    found[row, column] += r2_score(truth, predicted, multioutput="raw_values") / 3
+        yield train, test, found
+
+
+@pytest.mark.parametrize("regions", [None, "roi"])
+def test_layer_and_penalty_are_chosen_inside_the_folds(layers, responses, regions):
+    roi = np.array(["V1", "V1", "V4", "V4", "V4", "IT"])
+    responses = responses.assign_coords(roi=("unit", roi))
+    model = StackedRidgeCV(
+        ALPHAS, combine="select", regions=regions, cv=3, standardize=False, device="cpu"
+    )
+    scores = cross_validate(model, layers, responses, cv=4, keep_predictions=True)
+    splits, _, _ = make_splits(responses, 4)
+    names = list(layers)
+    for fold, (train, test, found) in enumerate(inner_scores(layers, responses, splits, ALPHAS)):
+        best_alpha = found.argmax(1)
+        judged = found.max(1)
+        if regions:
+            judged = np.stack([judged[:, roi == label].mean(1) for label in roi], 1)
+        chosen = judged.argmax(0)
+        recorded = scores["weight"][0, fold]
+        assert (recorded.argmax("band") == chosen).all()
+        assert set(np.unique(recorded)) == {0.0, 1.0}
+        for target, layer in enumerate(chosen):
+            alpha = ALPHAS[best_alpha[layer, target]]
+            assert float(scores["alpha"][0, fold, target]) == alpha
+            x = layers[names[layer]].values
+            fit = Ridge(alpha).fit(x[train], responses.values[train, target])
+            np.testing.assert_allclose(
+                scores["predicted"][0, test, target], fit.predict(x[test]), atol=1e-3
+            )
+    if regions:
+        assert (scores["weight"][0, :, :, 2] == scores["weight"][0, :, :, 4]).all()
+
+
+def test_delays_are_chosen_as_layers_are():
+    """Responses follow features by 2 or by 5 samples; each target picks its own delays."""
+    rng = np.random.default_rng(0)
+    run = np.repeat(["a", "b", "c", "d"], 60)
+    coords = {"time": np.tile(np.arange(60.0), 4), "run": ("time", run)}
+    x = rng.standard_normal((240, 3))
+    X = xr.DataArray(x, coords, ("time", "feature"))
+    late = {k: np.concatenate([np.roll(x[run == r], k, 0) for r in "abcd"]) for k in (2, 5)}
+    y = np.stack([late[2][:, 0], late[5][:, 1], late[2][:, 2]], 1)
+    Y = xr.DataArray(
+        y + 0.5 * rng.standard_normal(y.shape),
+        coords,
+        ("time", "voxel"),
+        attrs={"units": "BOLD", "tr": 1.0},
+    )
+    spaces = {
+        name: ndl.align(X, to=Y, delays=delays)
+        for name, delays in (("1-3", [1, 2, 3]), ("4-6", [4, 5, 6]))
+    }
+    model = StackedRidgeCV(combine="select", device="cpu")
+    scores = cross_validate(model, spaces, Y, groups="run", cv=4)
+    assert (scores["weight"].sel(band="1-3")[0] == [1, 0, 1]).all()
+    assert scores["r"].min() > 0.6
+
+
+def test_regions_are_only_for_selection(layers, responses):
+    with pytest.raises(ValueError, match="only for combine='select'"):
+        cross_validate(StackedRidgeCV(regions=list("aabbcc"), device="cpu"), layers, responses)
+    with pytest.raises(UnknownNameError, match="the coord 'roi'"):
+        model = StackedRidgeCV(combine="select", regions="roi", device="cpu")
+        cross_validate(model, layers, responses)
+    with pytest.raises(ValueError, match="a label for each of 6 targets"):
+        model = StackedRidgeCV(combine="select", regions=["a"], device="cpu")
+        cross_validate(model, layers, responses)

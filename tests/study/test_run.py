@@ -189,15 +189,17 @@ path = "features.zarr"
 [model]
 alphas = [1000.0, 10000.0]
 """)
-    with pytest.warns(NeurodlWarning, match="widen the grid"):
+    with pytest.warns(NeurodlWarning, match="To widen the grid"):
         folder = ndl.run_study(tmp_path / "study.toml")
     scores = ndl.load(folder / "scores.nc")
     assert scores["layer"].values.tolist() == ["mine"]
     assert np.isnan(scores["r"].isel(unit=1)).all()
     assert float(scores["r"].isel(unit=[0, 2]).min()) > 0.8
     assert scores.attrs["n_missing"] == 1
-    assert "widen the grid" in json.loads((folder / "provenance.json").read_text())["warnings"][0]
-    assert "widen the grid" in (folder / "report.html").read_text()
+    assert (
+        "To widen the grid" in json.loads((folder / "provenance.json").read_text())["warnings"][0]
+    )
+    assert "To widen the grid" in (folder / "report.html").read_text()
 
 
 def test_an_event_design_is_a_feature_space(bids, tmp_path):
