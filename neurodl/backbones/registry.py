@@ -105,7 +105,8 @@ def load_backbone(
         transform=overrides,
         **model_kwargs,
     )
-    # What the transform would have been is not known here, but what of it was replaced.
+    if weights is not None or not pretrained:
+        return loaded  # only published weights come with a transform of their own
     own = f"another {listed(overrides)}" if overrides else loaded.transform.text
     return dataclasses.replace(loaded, own_transform=own)
 

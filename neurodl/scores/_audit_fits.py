@@ -77,7 +77,7 @@ def untrained(case: Case) -> list[Finding] | str:
     if not networks:
         return "the features do not say which network they are of"
     found = []
-    for name, attrs in networks.items():
+    for name, attrs in networks:
         signs = str(attrs.get("signs_untrained", ""))
         if signs:
             found.append(
@@ -106,7 +106,7 @@ def other_transform(case: Case) -> list[Finding] | str:
     if not networks:
         return "the features do not say which network they are of"
     found = []
-    for name, attrs in networks.items():
+    for name, attrs in networks:
         own = str(attrs.get("own_transform", ""))
         if not own:
             continue
@@ -285,11 +285,11 @@ def _places(responses: xr.DataArray, scores: xr.Dataset, target: str) -> np.ndar
     return None if None in found else np.array(found, int)
 
 
-def _networks(case: Case) -> dict[str, Mapping[Any, Any]]:
-    """Return the attrs of one layer of each network."""
-    found: dict[str, Mapping[Any, Any]] = {}
+def _networks(case: Case) -> list[tuple[str, Mapping[Any, Any]]]:
+    """Return name and attrs of one layer of each network; trained and untrained ones are two."""
+    found: dict[tuple[str, str], Mapping[Any, Any]] = {}
     for array in case.given.values():
-        name = array.attrs.get("backbone")
-        if isinstance(name, str) and "weights" in array.attrs:
-            found.setdefault(name, array.attrs)
-    return found
+        name, weights = (str(array.attrs.get(key, "")) for key in ("backbone", "weights"))
+        if name and weights:
+            found.setdefault((name, str(array.attrs.get("weights_sha256", weights))), array.attrs)
+    return [(name, attrs) for (name, _), attrs in found.items()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.stats import kstest
 
 import neurodl as ndl
 
@@ -119,6 +120,42 @@ def test_shuffled_responses_are_not_predicted(study, experiment, mobilenet):
     shuffled = responses.copy(data=responses.values[rng.permutation(1200)])
     r = ndl.cross_validate(ndl.RidgeCV(), features, shuffled)["r"]
     assert abs(float(r.mean())) < 0.02
+
+
+@pytest.mark.slow
+def test_every_neuron_is_predicted_beyond_chance_and_none_by_chance(study, experiment, mobilenet):
+    """1000 permutations of the responses; and of responses that are shuffled beforehand."""
+    features = ndl.extract_features(mobilenet, experiment.stimuli, "blocks.3", cache=study[1])
+    model = ndl.RidgeCV(device="cpu")
+    splits, _, _ = ndl.scores.make_splits(experiment.responses, 5)
+    how = {"cv": splits[:2], "n_permutations": 1000}
+    found = ndl.permutation_test(model, features, experiment.responses, **how)
+    assert found["p"].max() < 0.001
+    assert found["p_fwe"].max() < 0.001
+    rng = np.random.default_rng(0)
+    # Each neuron in an order of its own, ten times: 330 of which nothing is to be predicted.
+    values = experiment.responses.values
+    shuffled = np.stack([rng.permutation(one) for _ in range(10) for one in values.T], 1)
+    nothing = experiment.responses[:, np.arange(330) % 33].copy(data=shuffled)
+    p = ndl.permutation_test(model, features, nothing, **how)["p"].values.ravel()
+    assert kstest(p - rng.uniform(0, 1 / 1001, len(p)), "uniform").pvalue > 0.01
+
+
+@pytest.mark.slow
+def test_the_study_is_audited_and_clean(study):
+    audit = ndl.Audit.of(ndl.load(study[0] / "scores.nc"))
+    assert "copies" in audit.clean
+    found = {(one.check, one.severity) for one in audit.findings}
+    assert found == {("selection", "note"), ("weights", "note")}
+
+
+@pytest.mark.slow
+def test_layers_have_their_centre_where_v4_is_predicted_best(study):
+    scores = ndl.load(study[0] / "scores.nc")
+    profile = ndl.layer_profile(scores, layers=[f"trained/{block}" for block in BLOCKS])
+    one = profile.sel(roi_name="all")
+    assert 0.4 < float(one["centre_low"]) < float(one["centre"]) < float(one["centre_high"]) < 0.65
+    assert float(one["best_share"].sel(layer="trained/blocks.3")) > 0.9
 
 
 @pytest.mark.slow

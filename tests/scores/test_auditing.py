@@ -20,6 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 import neurodl as ndl
+from neurodl.backbones import torchvision
 from neurodl.errors import AuditError, NeurodlWarning, SchemaError, UnknownNameError
 from neurodl.io.fingerprints import SAME, fingerprint, near_pairs
 
@@ -474,6 +475,19 @@ def test_a_network_that_was_trained_is_clean():
     assert "weights" in ndl.Audit.of(scored_with(net)).clean
 
 
+def test_an_untrained_network_beside_the_trained_one_is_noted():
+    features = {
+        name: random_features(seed=seed).assign_attrs(
+            backbone="timm:net", weights=weights, weights_sha256=name
+        )
+        for seed, (name, weights) in enumerate((("a", "file net.pth"), ("b", "untrained, seed 0")))
+    }
+    audit = ndl.audit(features=features, responses=responses_to(features["a"]))
+    assert [one.message for one in audit.findings] == [
+        "timm:net is an untrained control (untrained, seed 0)."
+    ]
+
+
 @pytest.mark.parametrize("name", ["alexnet", "vgg11", "vit_b_16", "convnext_tiny", "r3d_18"])
 def test_untrained_networks_of_torchvision_look_so(name):
     from torchvision.models import get_model
@@ -495,14 +509,28 @@ def test_published_weights_do_not(recordings):
 # Transform
 
 
-def test_another_transform_than_that_of_the_weights_warns():
+def load_untrained(transform, load=torchvision.load):
+    return load("resnet18", weights=None, pretrained=False, seed=0, transform=transform)
+
+
+def test_weights_of_a_file_have_no_transform_of_their_own(recordings):
+    path = recordings / "weights_mobilenetv2_imagenet" / "mobilenetv2_100_timm_same.pth"
+    options = {"weights": str(path), "pad_type": "same", "transform": {"mean": [0.5] * 3}}
+    assert "own_transform" not in ndl.load_backbone("timm:mobilenetv2_100", **options).describe()
+
+
+def test_another_transform_than_that_of_the_weights_warns(monkeypatch):
     stimuli = ndl.Stimuli.from_arrays(pictures())
-    options = {"pretrained": False, "seed": 0}
-    own = ndl.load_backbone("torchvision:resnet18", **options)
-    assert "own_transform" not in own.describe()
+    # Published weights, which are downloaded, are not needed for what is said of them.
+    untrained = load_untrained(None)
+    monkeypatch.setattr(
+        "neurodl.backbones.torchvision.load", lambda *_, transform, **__: load_untrained(transform)
+    )
+    own = ndl.load_backbone("torchvision:resnet18")
+    assert own.own_transform == untrained.transform.text
     swapped = dataclasses.replace(own, transform=TRANSFORM)
-    smaller = ndl.load_backbone("torchvision:resnet18", transform={"crop_size": 64}, **options)
-    dim = ndl.load_backbone("torchvision:resnet18", transform={"mean": [0.0] * 3}, **options)
+    smaller = ndl.load_backbone("torchvision:resnet18", transform={"crop_size": 64})
+    dim = ndl.load_backbone("torchvision:resnet18", transform={"mean": [0.0] * 3})
     expected = {"own": None, "swapped": "warning", "smaller": "note", "dim": "warning"}
     networks = {"own": own, "swapped": swapped, "smaller": smaller, "dim": dim}
     for name, backbone in networks.items():
