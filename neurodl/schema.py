@@ -14,6 +14,13 @@ from neurodl.errors import SchemaError, listed
 SAMPLE_DIMS = ("stimulus", "presentation", "time")
 TARGET_DIMS = ("voxel", "vertex", "parcel", "unit", "channel")
 SCORE_VARIABLES = ("r", "r2")
+# Names in scores, which a coord of the targets cannot have there.
+OF_SCORES = {
+    "r", "r2", "alpha", "ceiling", "r_normalized", "p", "p_fwe", "q", "q_by", "r_low", "r_high",
+    "weight", "alpha_by_band", "cv_score_by_band", "r2_by_band", "predicted", "observed",
+    "difference", "explained", "unique", "similarity", "target_centre", "mean", "low", "high",
+    "sd", "n_subjects", "gain", "layer", "fold", "band", "backbone", "weights", "n_features",
+}  # fmt: skip
 LOOKED_AT = 1 << 22  # values at a time, in a search for infinite ones
 
 
@@ -37,6 +44,24 @@ def target_dim(array: xr.DataArray | xr.Dataset) -> str:
             f"{tuple(array.dims)}."
         )
     return found[0]
+
+
+def target_coords(array: xr.DataArray | xr.Dataset) -> dict[str, xr.Variable]:
+    """Return the coords of the targets, for an array or scores of the same targets.
+
+    One that has the name of something in scores, such as the r2 of receptive fields, is called
+    ``given_r2``.
+
+    Examples
+    --------
+    >>> array = xr.DataArray(np.zeros((1, 2)), dims=("stimulus", "voxel"),
+    ...                      coords={"roi": ("voxel", ["V1", "V2"]), "r2": ("voxel", [0.1, 0.2])})
+    >>> list(target_coords(array))
+    ['roi', 'given_r2']
+    """
+    target = target_dim(array)
+    found = {str(name): one.variable for name, one in array.coords.items() if one.dims == (target,)}
+    return {f"given_{name}" if name in OF_SCORES else name: one for name, one in found.items()}
 
 
 def sample_dim(array: xr.DataArray) -> str:

@@ -371,15 +371,21 @@ class Stimuli(torch.utils.data.Dataset[torch.Tensor]):
         if index not in self._fingerprints:
             self._fingerprints[index] = fingerprint(pixels)
 
-    def fingerprints(self) -> list[str]:
+    def fingerprints(self, indices: Sequence[int] | None = None) -> list[str]:
         """Return what tells near-identical stimuli; see `neurodl.io.fingerprints.fingerprint`.
 
         Empty for stimuli that cannot be decoded. Decodes those that were not decoded before.
+
+        Parameters
+        ----------
+        indices : sequence of int, optional
+            Of which stimuli; all by default.
         """
-        missing = [row for row in range(len(self)) if row not in self._fingerprints]
+        wanted = range(len(self)) if indices is None else indices
+        missing = [row for row in wanted if row not in self._fingerprints]
         with ThreadPoolExecutor(N_DECODERS) as pool:
             list(pool.map(self._look, missing))
-        return [self._fingerprints[row] for row in range(len(self))]
+        return [self._fingerprints[row] for row in wanted]
 
     def _look(self, index: int) -> None:
         try:

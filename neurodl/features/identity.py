@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -47,14 +48,14 @@ def _fingerprints(stimuli: Stimuli, folder: Path | None) -> np.ndarray:
     text = "".join(stimuli.hashes())
     name = hashlib.sha256(f"{FORMAT}{text}".encode()).hexdigest()[:32]
     path = folder / "fingerprints" / f"{name}.txt"
-    found = path.read_text("ascii").split("\n") if path.is_file() else []
+    found: list[str] = []
+    with contextlib.suppress(OSError, ValueError):  # not there, or damaged: made anew
+        found = path.read_text("ascii").split("\n")
     if len(found) == len(stimuli):
         return np.array(found)
     made = stimuli.fingerprints()
-    try:
+    with contextlib.suppress(OSError):  # a cache that cannot be written to
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
             temporary.write_text("\n".join(made), "ascii")
-    except OSError:
-        pass  # a cache that cannot be written to is no reason to stop here
     return np.array(made)

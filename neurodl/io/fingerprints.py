@@ -12,9 +12,9 @@ N_FRAMES = 3  # of a video
 SAME, SIMILAR = 0.12, 0.3  # differences of copies, and of copies that were shifted or cropped
 FLOOR = 4.0  # of a coefficient, in grey levels times SIDE / 2: below, it is noise of compression
 MIN_BITS = 36  # of brightness; with fewer there is no structure to compare
-TO_CHROMA = np.array([[-0.169, -0.331, 0.5], [0.5, -0.419, -0.081]])  # blue, red difference
-TO_LUMA = np.array([0.299, 0.587, 0.114])
-BLOCK = 4096  # stimuli, of which distances are held
+COLOURS = np.array([[0.299, 0.587, 0.114], [-0.169, -0.331, 0.5], [0.5, -0.419, -0.081]])
+FREQUENCIES = scipy.fft.dct(np.eye(SIDE), norm="ortho", axis=0)[:LUMA]
+AT_ONCE = 1 << 24  # pairs, of which differences are held
 
 
 def fingerprint(pixels: torch.Tensor) -> str:
@@ -45,55 +45,56 @@ def fingerprint(pixels: torch.Tensor) -> str:
 
 
 def _scaled(frames: torch.Tensor) -> np.ndarray:
-    """Return frames (n, 3, h, w) as (n, SIDE, SIDE, 3), averaged over what falls together."""
-    # A stride first: the antialiased resizing of large pictures takes long.
-    step = max(1, min(frames.shape[-2:]) // (8 * SIDE))
+    """Return frames (n, 3, h, w) as (n, 3, SIDE, SIDE), averaged over what falls together."""
+    # A stride first, since averaging all of a large picture takes long.
+    step = max(1, min(frames.shape[-2:]) // (4 * SIDE))
     values = frames[..., ::step, ::step].float()
-    small = torch.nn.functional.interpolate(values, (SIDE, SIDE), mode="area")
-    return small.permute(0, 2, 3, 1).double().numpy()
+    return torch.nn.functional.adaptive_avg_pool2d(values, SIDE).numpy()
 
 
 def _bits(picture: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Return the bits of one picture (SIDE, SIDE, 3), and whether it has structure."""
-    luma = scipy.fft.dctn(picture @ TO_LUMA, norm="ortho")[:LUMA, :LUMA].ravel()[1:]
-    parts = [scipy.fft.dctn(picture @ row, norm="ortho")[:CHROMA, :CHROMA] for row in TO_CHROMA]
-    values = np.concatenate([luma, *(part.ravel() for part in parts)])
-    known = (luma > FLOOR).sum() >= MIN_BITS
-    return values > FLOOR, bool(known)
+    """Return the bits of one picture (3, SIDE, SIDE), and whether it has structure."""
+    channels = COLOURS @ picture.reshape(3, -1)
+    luma, *chroma = channels.reshape(3, SIDE, SIDE)
+    low = (FREQUENCIES @ luma @ FREQUENCIES.T).ravel()[1:]
+    few = FREQUENCIES[:CHROMA]
+    values = np.concatenate([low, *((few @ one @ few.T).ravel() for one in chroma)])
+    bits = values > FLOOR
+    return bits, bool(bits[: len(low)].sum() >= MIN_BITS)
 
 
-def near_pairs(
-    one: np.ndarray, other: np.ndarray, largest: float = SIMILAR
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return which fingerprints of two lists are nearly the same.
+def near_pairs(prints: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return which fingerprints are nearly the same.
 
     Parameters
     ----------
-    one, other : numpy.ndarray of str, shapes (n,) and (m,)
+    prints : numpy.ndarray of str, shape (n,)
         Empty fingerprints, and such of another number of frames, are like none.
-    largest : float
-        The bits that differ, as a share of those that are set in either.
 
     Returns
     -------
-    rows, other_rows, differences : numpy.ndarray, shape (n_pairs,)
+    one, other : numpy.ndarray of int, shape (n_pairs,)
+        With ``one < other``.
+    difference : numpy.ndarray, shape (n_pairs,)
+        The bits that differ, as a share of those that are set in either; at most `SIMILAR`.
     """
     found = [(np.empty(0, int), np.empty(0, int), np.empty(0))]
-    lengths = {len(text) for text in one} & {len(text) for text in other} - {0}
-    for length in sorted(lengths):
-        mine, theirs = (
-            np.flatnonzero([len(text) == length for text in texts]) for texts in (one, other)
-        )
-        a, b = _bits_of(one[mine]), _bits_of(other[theirs])
-        for start in range(0, len(a), BLOCK):
-            part = a[start : start + BLOCK]
-            both = part @ b.T
-            either = part.sum(1)[:, None] + b.sum(1) - both
-            difference = 1 - both / either
-            rows, columns = np.nonzero(difference <= largest)
-            found.append((mine[rows + start], theirs[columns], difference[rows, columns]))
-    first, second, differences = (np.concatenate(part) for part in zip(*found, strict=True))
-    return first, second, differences
+    lengths = np.array([len(text) for text in prints])
+    for length in np.unique(lengths[lengths > 0]):
+        own = np.flatnonzero(lengths == length)
+        bits = _bits_of(prints[own])
+        n_set = bits.sum(1)
+        n_rows = max(1, AT_ONCE // len(own))
+        for start in range(0, len(own), n_rows):
+            both = bits[start : start + n_rows] @ bits[start:].T
+            either = n_set[start : start + n_rows, None] + n_set[start:] - both
+            rows, columns = np.nonzero(both >= (1 - SIMILAR) * either)
+            later = columns > rows
+            rows, columns = rows[later], columns[later]
+            difference = 1 - both[rows, columns] / either[rows, columns]
+            found.append((own[rows + start], own[columns + start], difference))
+    one, other, differences = (np.concatenate(part) for part in zip(*found, strict=True))
+    return one, other, differences
 
 
 def _bits_of(texts: np.ndarray) -> np.ndarray:

@@ -6,16 +6,19 @@ from neurodl.scores.challenges import challenge_score
 from neurodl.scores.comparison import compare, comparison_table
 from neurodl.scores.crossval import cross_validate
 from neurodl.scores.few_shot import few_shot_curve
-from neurodl.scores.geometry import encoding_rsa, rsa, searchlight_rsa
+from neurodl.scores.geometry import rsa
+from neurodl.scores.local_geometry import encoding_rsa, searchlight_rsa
 from neurodl.scores.partition import variance_partition
 from neurodl.scores.profile import layer_profile
-from neurodl.scores.rdms import compare_rdms, rdm
-from neurodl.scores.resampling import bootstrap, difference_test, group_level
+from neurodl.scores.rdm_pairs import compare_rdms
+from neurodl.scores.rdms import rdm
+from neurodl.scores.resampling import bootstrap, difference_test
 from neurodl.scores.retention import forgetting
 from neurodl.scores.similarity import cka
 from neurodl.scores.splits import make_splits, target_splits
 from neurodl.scores.splitters import ClusterKFold, PurgedKFold, SimilarityKFold
 from neurodl.scores.stats import permutation_test
+from neurodl.scores.subjects import group_level
 from neurodl.scores.weights import feature_weights, weight_maps
 
 __all__ = [

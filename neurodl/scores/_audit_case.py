@@ -12,7 +12,7 @@ import xarray as xr
 from neurodl.stimuli import Stimuli
 
 SEVERE, WARNING, NOTE = "severe", "warning", "note"
-MAX_ROWS = 20  # that are kept with scores
+MAX_ROWS = 10  # that are kept with scores
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from neurodl.scores.pairing import takes_bands
 LOOKED_AT = 64  # columns
 MIN_COLUMNS, MIN_ROWS = 3, 10
 ROUNDING = 1e-4  # relative, of float32 features
-OF_SCORES = ("layer", "fold", "r", "r2", "r_normalized", "alpha", "n_test", "p", "q")
+OF_SCORES = ("fold", "r_normalized", "n_test", "p_fwe", "q_by", "r_low", "r_high")
+MAYBE_OF_SCORES = ("r",)
 SIZES = {"crop_size", "resize_size", "input_size", "crop_pct", "size", "crop", "img_size"}
 
 
@@ -41,17 +42,19 @@ def fitted_outside(case: Case) -> list[Finding] | str:
 def selected_on_test(case: Case) -> list[Finding] | str:
     """Find targets and layers that were chosen by the scores of test rows."""
     target = target_dim(case.responses)
-    said = [
-        str(name)
-        for name, one in case.responses.coords.items()
-        if name in OF_SCORES and one.dims in ((), (target,))
-    ]
     found = []
-    if said:
+    for names, severity, so in ((OF_SCORES, SEVERE, ""), (MAYBE_OF_SCORES, WARNING, "maybe ")):
+        said = [
+            str(name)
+            for name, one in case.responses.coords.items()
+            if name in names and one.dims in ((), (target,))
+        ]
+        if not said:
+            continue
         found.append(
             Finding(
-                SEVERE,
-                f"The {target}s carry {listed(said)} of scores, so they were chosen by them.",
+                severity,
+                f"The {target}s carry {listed(said)}, {so}of scores by which they were chosen.",
                 "Score all of them, or choose by something that knows no model: a region, or the "
                 "ceiling.",
             )
@@ -132,10 +135,11 @@ def _recorded(case: Case) -> list[Finding]:
         if rows.any():
             names = np.unique(ids[rows])
             how = [str(array.attrs.get(key, "none")) for key in ("reduce", "weights")]
-            by = how[0] if how[0].startswith("pca") else how[1]
+            components = how[0].startswith("pca")
+            by = how[0] if components else how[1]
             return [
                 Finding(
-                    SEVERE,
+                    SEVERE if components else WARNING,
                     f"{len(names)} test stimuli ({listed(names, 3)}) shaped the features of "
                     f"{layer!r}: {by}.",
                     "Fit on stimuli that are never tested (a published split), or inside the "
@@ -269,7 +273,9 @@ def _places(responses: xr.DataArray, scores: xr.Dataset, target: str) -> np.ndar
     shared = [
         name
         for name, one in responses.coords.items()
-        if one.dims == (target,) and name in scores.coords and name not in OF_SCORES
+        if one.dims == (target,)
+        and name in scores.coords
+        and name not in (*OF_SCORES, *MAYBE_OF_SCORES)
     ]
     if not shared:
         return None

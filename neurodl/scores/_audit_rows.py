@@ -41,7 +41,7 @@ def copies(case: Case) -> list[Finding] | str:
     found = []
     same = pd.factorize(sha)[0]
     one, other, difference = _near(tuple(prints.tolist()))
-    apart = (one < other) & (same[one] != same[other])
+    apart = same[one] != same[other]
     one, other, difference = one[apart], other[apart], difference[apart]
     exact = _exact_pairs(same)
     stored = difference <= SAME
@@ -168,27 +168,22 @@ def _identities(case: Case, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray] | 
         return tuple(first[name].values[at] for name in ("stimulus_sha256", "fingerprint"))
     if case.stimuli is None or not set(ids) <= set(case.stimuli.ids):
         return None
-    shown = case.stimuli.sel(ids)
-    known = np.array(shown.hashes()), np.array(shown.fingerprints())
-    # What was decoded is kept for the next audit.
     places = case.stimuli.table.index.get_indexer(pd.Index(ids))
-    for place, text in zip(places, known[1], strict=True):
-        case.stimuli._fingerprints.setdefault(int(place), str(text))
-    return known
+    sha = np.array(case.stimuli.hashes())[places]
+    return sha, np.array(case.stimuli.fingerprints(places.tolist()))
 
 
 @lru_cache(maxsize=8)
 def _near(prints: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return pairs of fingerprints that are alike; models are often audited on one stimulus set."""
-    return near_pairs(np.array(prints), np.array(prints))
+    return near_pairs(np.array(prints))
 
 
 def _exact_pairs(codes: np.ndarray) -> np.ndarray:
     """Return pairs (n, 2) of stimuli of the same code; of many copies, each with the next."""
-    counts = np.bincount(codes)
+    groups = pd.Series(codes).groupby(codes).indices.values()
     pairs: list[tuple[int, int]] = []
-    for code in np.flatnonzero(counts > 1):
-        rows = np.flatnonzero(codes == code).tolist()
+    for rows in (rows.tolist() for rows in groups if len(rows) > 1):
         pairs += combinations(rows, 2) if len(rows) <= MAX_PAIRED else pairwise(rows)
     return np.array(pairs, int).reshape(-1, 2)
 

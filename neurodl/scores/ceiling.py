@@ -13,7 +13,7 @@ import xarray as xr
 
 from neurodl.errors import PairingError, SchemaError, UnknownNameError, did_you_mean, listed
 from neurodl.responses import average_repeats, stack_repeats
-from neurodl.schema import check_responses, sample_ids, target_dim
+from neurodl.schema import check_responses, sample_ids, target_coords, target_dim
 
 MIN_RELIABILITY = 0.01
 POWERS = {"r": 0.5, "r2": 1.0}  # of the reliability, that a perfect model reaches in each metric
@@ -117,7 +117,7 @@ def noise_ceiling(
         found = METHODS[method](values[..., used], n_averaged, seed)
         reliability[used] = np.clip(found, 0, 1)
     target = target_dim(stacked)
-    coords = {k: v for k, v in stacked.coords.items() if v.dims == (target,)}
+    coords = target_coords(stacked)
     return xr.DataArray(
         reliability.astype(np.float32),
         dims=(target,),
@@ -244,7 +244,7 @@ def _subjects(responses: list[xr.DataArray]) -> xr.DataArray:
     return xr.DataArray(
         np.stack(values, 1),
         dims=(str(means[0].dims[0]), "repeat", target),
-        coords={k: v for k, v in means[0].coords.items() if v.dims == (target,)},
+        coords=target_coords(means[0]),
     )
 
 

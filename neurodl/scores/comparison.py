@@ -14,7 +14,7 @@ import xarray as xr
 from neurodl.backbones import Backbone
 from neurodl.errors import SchemaError
 from neurodl.metrics import pearson_r, r2
-from neurodl.schema import check_scores, sample_ids, target_dim
+from neurodl.schema import check_scores, sample_ids, target_coords, target_dim
 from neurodl.scores._conditions import (
     FACTS,
     RIDGE,
@@ -29,7 +29,7 @@ from neurodl.scores._conditions import (
 )
 from neurodl.scores._fits import over_known
 from neurodl.scores.crossval import own_ceiling, run_attrs, with_ceiling
-from neurodl.scores.paired import OVER, over_stimuli, over_targets, roi_masks
+from neurodl.scores.paired import OVER, mean_of, over_stimuli, over_targets, roi_masks
 
 if TYPE_CHECKING:
     from neurodl.datasets.experiment import Experiment
@@ -130,7 +130,7 @@ def compare(
         curve.append(_r(task, part, splits))
     if sizes:
         scores = scores.merge(_curve(task, conditions, curve, sizes, masks, n_resamples, seed))
-    attrs = run_attrs(task.rows, groups, seed, task.used, experiment.responses)
+    attrs = run_attrs(task.rows, groups, seed, task.used, experiment.responses, cv)
     scores = scores.assign_attrs(attrs | {"model": "comparison", "n_resamples": n_resamples})
     ceiling = own_ceiling(experiment.responses)
     return check_scores(scores if ceiling is None else with_ceiling(scores, ceiling))
@@ -167,9 +167,7 @@ def _dataset(task: Task, conditions: Sequence[Condition]) -> xr.Dataset:
         whole[..., task.used] = values
         found[name] = (("layer", "fold", target), whole)
     found["read_layer"] = (("layer", "fold"), np.array([one.read for one in conditions]))
-    coords: dict[str, Any] = {
-        str(name): one for name, one in task.rows.responses.coords.items() if one.dims == (target,)
-    }
+    coords: dict[str, Any] = dict(target_coords(task.rows.responses))
     coords |= {
         "layer": [f"{one.backbone}/{one.adaptation}" for one in conditions],
         "fold": np.arange(len(task.rows.splits)),
@@ -278,7 +276,7 @@ def comparison_table(scores: xr.Dataset) -> pd.DataFrame:
                     "roi": roi,
                     "backbone": str(one["backbone"].values),
                     "adaptation": str(one["adaptation"].values),
-                    "r": _mean(r.sel(layer=label).values[masks[roi]]),
+                    "r": mean_of(r.sel(layer=label).values[masks[roi]]),
                     "gain": float(one["gain"]),
                     **intervals,
                     "share_better": float(one["share_better"]),
@@ -286,12 +284,6 @@ def comparison_table(scores: xr.Dataset) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(rows)
-
-
-def _mean(values: np.ndarray) -> float:
-    """Return the mean of what is not NaN, NaN where nothing is left."""
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if len(known) else float("nan")
 
 
 def _beats_from(one: xr.Dataset) -> float:

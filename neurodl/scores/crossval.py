@@ -21,6 +21,7 @@ from neurodl.schema import (
     check_scores,
     sample_dim,
     sample_ids,
+    target_coords,
     target_dim,
 )
 from neurodl.scores._audit_case import Case
@@ -42,7 +43,7 @@ from neurodl.scores.pairing import (
     takes_bands,
     takes_stimuli,
 )
-from neurodl.scores.splits import make_splits
+from neurodl.scores.splits import default_groups, make_splits
 from neurodl.stimuli import Stimuli
 
 ALL_LAYERS = "all"
@@ -164,7 +165,7 @@ def cross_validate(
         scores = with_ceiling(scores, ceiling)
     scores.attrs |= {
         "model": " ".join(repr(model).split()),
-        **run_attrs(rows, groups, seed, used, whole),
+        **run_attrs(rows, groups, seed, used, whole, cv),
         **_device(model),
         **({"warnings": warned} if warned else {}),
         **{f"n_{reason}": int(mask.sum()) for reason, mask in reasons.items()},
@@ -173,9 +174,11 @@ def cross_validate(
 
 
 def run_attrs(
-    rows: Rows, groups: Any, seed: int, used: np.ndarray, responses: xr.DataArray
+    rows: Rows, groups: Any, seed: int, used: np.ndarray, responses: xr.DataArray, cv: Any
 ) -> dict[str, Any]:
     """Return what scores say of the run that made them, whatever the model."""
+    if groups is None:
+        groups = default_groups(rows.responses, cv)
     given = "given" if groups is not None else "none"
     return {
         "neurodl_version": __version__,
@@ -362,9 +365,7 @@ def _dataset(
         name: (("layer", "fold", target), np.stack([result[name] for result in results]))
         for name in names
     }
-    coords: dict[str, Any] = {
-        str(name): array for name, array in responses.coords.items() if array.dims == (target,)
-    }
+    coords: dict[str, Any] = dict(target_coords(responses))
     coords["layer"] = list(layers)
     coords["fold"] = np.arange(len(splits))
     coords["n_test"] = ("fold", [len(test) for _, test in splits])

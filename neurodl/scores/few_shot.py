@@ -13,7 +13,7 @@ from neurodl.metrics import pearson_r
 from neurodl.models import Hyperalignment, NeuralEncoder
 from neurodl.responses import average_repeats
 from neurodl.runtime import derive_seed
-from neurodl.schema import check_responses, sample_ids, target_dim
+from neurodl.schema import check_responses, sample_ids, target_coords, target_dim
 from neurodl.scores.pairing import paired, stimulus_rows
 from neurodl.stimuli import Stimuli
 
@@ -123,7 +123,7 @@ def few_shot_curve(
             found[way, number] = pearson_r(predicted, torch.as_tensor(y[test])).numpy()
     target = target_dim(responses)
     shape = (len(chosen), n_draws, len(n_stimuli), y.shape[1])
-    coords = {str(k): one for k, one in responses.coords.items() if one.dims == (target,)}
+    coords = target_coords(responses)
     return xr.Dataset(
         {"r": (("way", "draw", "n_stimuli", target), found.reshape(shape))},
         coords | {"way": chosen, "n_stimuli": list(n_stimuli), "draw": np.arange(n_draws)},

@@ -7,23 +7,13 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from scipy.spatial import cKDTree
 from scipy.stats import rankdata
 
-from neurodl.errors import PairingError, SchemaError
+from neurodl.errors import SchemaError
 from neurodl.runtime import derive_seed
-from neurodl.schema import target_dim
-from neurodl.scores.paired import LEVELS, roi_masks
-from neurodl.scores.rdms import (
-    PAIR,
-    check_method,
-    check_rdms,
-    pairs_of,
-    prepared,
-    rdm,
-    similarities,
-)
-from neurodl.scores.resampling import Tested
+from neurodl.scores.paired import LEVELS
+from neurodl.scores.rdm_pairs import check_method, check_rdms, pairs_of, prepared, similarities
+from neurodl.scores.rdms import PAIR, rdm
 from neurodl.scores.stats import TIES, false_discovery_rate
 
 AT_ONCE = 256  # RDMs of a brain, such as times or searchlights
@@ -72,9 +62,10 @@ def rsa(
         each; ``group_similarity``, with the mean RDM; ``subject_similarity`` (subject, layer
         [, place]); ``p`` of orders, the true one among them, whose mean similarity is at least the
         true one; ``p_fwe`` against the largest over layers and places; ``q``; ``low`` and ``high``
-        (95 %, of places only where there is one). With several subjects also ``ceiling_low`` and
+        (95 %, where there is one place). With several subjects also ``ceiling_low`` and
         ``ceiling_high`` ([place]): what the mean RDM of the others, and of all, has in common with
-        each subject's. The true model is expected between them.
+        each subject's, between which the true model is expected; and ``ceiling_low_interval`` and
+        ``ceiling_high_interval`` (bound,), as `low` and `high`.
 
     Raises
     ------
@@ -83,9 +74,9 @@ def rsa(
 
     Notes
     -----
-    In a bootstrap sample, the distance of a stimulus from its own copy is left out, and a subject
-    that was drawn twice is on both sides of a ceiling never: all its copies are left out of the
-    mean RDM that it is compared with.
+    In a bootstrap sample, the distance of a stimulus from its own copy is left out; and a subject
+    that was drawn twice is never on both sides of the lower ceiling: all its copies are left out
+    of the mean RDM that it is compared with.
 
     References
     ----------
@@ -97,10 +88,10 @@ def rsa(
     check_method(method)
     layers = {"model": models} if isinstance(models, xr.DataArray) else dict(models)
     model_rdms = {
-        name: array if _is_rdm(array) else rdm(array, metric, device=device)
+        name: array if is_rdm(array) else rdm(array, metric, device=device)
         for name, array in layers.items()
     }
-    whole = brain if _is_rdm(brain) else rdm(brain, metric, device=device)
+    whole = brain if is_rdm(brain) else rdm(brain, metric, device=device)
     for array in model_rdms.values():
         check_rdms(array, whole)
         if array.ndim != 2:
@@ -147,15 +138,19 @@ def rsa(
         q = false_discovery_rate(p.ravel()).reshape(p.shape)
         result = result.assign(p=(dims, p), p_fwe=(dims, p_fwe), q=(dims, q))
     if n_resamples and shape[1] == 1:
-        low, high = _resampled(vectors, whole, ids, method, n_resamples, seed)
+        (low, high), bounds = _resampled(vectors, whole, ids, method, n_resamples, seed)
         result = result.assign(low=(dims, low[:, None]), high=(dims, high[:, None]))
+        if shape[0] > 1:
+            named = zip(("ceiling_low", "ceiling_high"), bounds.T, strict=True)
+            result = result.assign({f"{name}_interval": ("bound", one) for name, one in named})
     return result.squeeze(place, drop=True) if place == ONE_PLACE else result
 
 
 ONE_PLACE = "place"
 
 
-def _is_rdm(array: xr.DataArray) -> bool:
+def is_rdm(array: xr.DataArray) -> bool:
+    """Return whether an array is an RDM, or several."""
     return tuple(array.dims[-2:]) == PAIR
 
 
@@ -260,13 +255,17 @@ def _mean_similarity(
 def _resampled(
     vectors: np.ndarray, whole: xr.DataArray, ids: np.ndarray, method: str, n: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the 95 % interval (layer,) of the mean similarity, over stimuli and subjects."""
+    """Return 95 % intervals of similarities (2, layer) and of ceilings (2, 2).
+
+    Over stimuli and subjects.
+    """
     rng = np.random.default_rng(derive_seed(seed, "resampled"))
     square = np.zeros((len(ids), len(ids)), int)
     first, second = np.triu_indices(len(ids), 1)
     square[first, second] = square[second, first] = np.arange(len(first))
     own = pairs_of(whole, ids).values[:, 0]
     drawn = np.full((n, len(vectors)), np.nan)
+    ceilings = np.full((n, 2), np.nan)
     quick = "rho_a" if method == "kendall" else method
     for number in range(n):
         chosen = rng.integers(0, len(ids), len(ids))
@@ -275,167 +274,31 @@ def _resampled(
         pairs = square[chosen[first[apart]], chosen[second[apart]]]
         each = similarities(vectors[:, pairs], own[:, pairs], quick)
         drawn[number] = each[:, subjects].mean(1)
-    centre = similarities(vectors, own, quick).mean(1)
-    low, high = np.nanpercentile(drawn, LEVELS, 0)
-    if quick == method:
-        return low, high
-    exact = similarities(vectors, own, method).mean(1)
-    return low + exact - centre, high + exact - centre
+        if len(own) > 1:
+            ceilings[number] = _drawn_ceilings(own[:, pairs], subjects, quick)
+    bounds = np.nanpercentile(drawn, LEVELS, 0)
+    limits = np.nanpercentile(ceilings, LEVELS, 0) if len(own) > 1 else ceilings[:2]
+    if quick != method:
+        bounds += similarities(vectors, own, method).mean(1)
+        bounds -= similarities(vectors, own, quick).mean(1)
+        if len(own) > 1:
+            limits += (_ceilings(own[:, None], method) - _ceilings(own[:, None], quick))[:, 0]
+    return bounds, limits
 
 
-def searchlight_rsa(
-    models: Mapping[str, xr.DataArray] | xr.DataArray,
-    responses: xr.DataArray,
-    radius: float = 8.0,
-    *,
-    metric: str = "correlation",
-    method: str = "spearman",
-    device: Any = "auto",
-) -> xr.Dataset:
-    """Return how alike the geometry of layers and of the voxels around each voxel is.
+def _drawn_ceilings(own: np.ndarray, subjects: np.ndarray, method: str) -> np.ndarray:
+    """Return lower and upper ceiling (2,) of drawn subjects, of RDMs (subject, pair).
 
-    Parameters
-    ----------
-    models : mapping of layer to xarray.DataArray, or one array
-        Features or RDMs.
-    responses : xarray.DataArray, dims (stimulus, voxel)
-        With the coords x, y and z [mm].
-    radius : float
-        Of the sphere around each voxel [mm].
-    metric, method, device
-        See `rsa`.
-
-    Returns
-    -------
-    xarray.Dataset, dims (layer, voxel)
-        ``similarity``, NaN where a sphere has fewer than 5 voxels; ``n_voxels`` (voxel,); with
-        the coords of the responses, for `to_image`.
-
-    Raises
-    ------
-    SchemaError
-        It is not known where the voxels lie.
-
-    References
-    ----------
-    Kriegeskorte, Goebel & Bandettini (2006), Information-based functional brain mapping, PNAS 103.
+    The lower one is NaN where a single subject was drawn.
     """
-    target = target_dim(responses)
-    if not {"x", "y", "z"} <= set(responses.coords):
-        raise SchemaError(
-            "searchlight_rsa needs the coords x, y and z [mm] of the responses, as NIfTI files "
-            "give them."
-        )
-    layers = {"model": models} if isinstance(models, xr.DataArray) else dict(models)
-    known = {
-        name: array if _is_rdm(array) else rdm(array, metric, device=device)
-        for name, array in layers.items()
-    }
-    example = rdm(responses, metric, device=device)
-    for one in known.values():
-        check_rdms(one, example)
-    ids = np.asarray(example["stimulus"].values).astype(str)
-    check_method(method)
-    vectors = np.stack([pairs_of(one, ids).values for one in known.values()])
-    places = np.stack([responses[axis].values for axis in "xyz"], 1).astype(float)
-    spheres = cKDTree(places).query_ball_point(places, radius)
-    sizes = np.array([len(sphere) for sphere in spheres])
-    found = np.full((len(vectors), len(spheres)), np.nan)
-    for start in range(0, len(spheres), AT_ONCE):
-        numbers = [
-            number
-            for number in range(start, min(start + AT_ONCE, len(spheres)))
-            if sizes[number] >= MIN_TARGETS
-        ]
-        if not numbers:
-            continue
-        own = [
-            pairs_of(rdm(responses.isel({target: spheres[number]}), metric, device=device), ids)
-            for number in numbers
-        ]
-        found[:, numbers] = similarities(vectors, np.stack([one.values for one in own]), method)
-    coords = {k: v for k, v in responses.coords.items() if v.dims == (target,)}
-    return xr.Dataset(
-        {"similarity": (("layer", target), found), "n_voxels": (target, sizes)},
-        {"layer": list(known), **coords},
-        {
-            **{
-                k: v
-                for k, v in responses.attrs.items()
-                if k in ("affine", "shape", "space", "subject")
-            },
-            "metric": metric,
-            "method": method,
-            "radius": radius,
-        },
-    )
-
-
-def encoding_rsa(
-    scores: xr.Dataset, *, metric: str = "correlation", method: str = "spearman"
-) -> xr.DataArray:
-    """Return how alike the geometry of predicted and of recorded responses is (veRSA).
-
-    The features are first weighed by an encoding model, and RDMs are those of its predictions of
-    test stimuli, over the targets of each region, fold by fold.
-
-    Parameters
-    ----------
-    scores : xarray.Dataset
-        Of ``cross_validate(..., keep_predictions=True)``.
-    metric, method
-        See `rsa`.
-
-    Returns
-    -------
-    xarray.DataArray, dims (layer, fold, roi_name)
-        NaN for regions of fewer than 5 targets.
-
-    Raises
-    ------
-    SchemaError
-        There are no predictions, or a fold tests fewer than 4 stimuli.
-
-    References
-    ----------
-    Kaniuth & Hebart (2022), Feature-reweighted representational similarity analysis, NeuroImage
-    257.
-    Conwell et al. (2024), A large-scale examination of inductive biases shaping high-level visual
-    representation in brains and machines, Nature Communications 15.
-    """
-    check_method(method)
-    tested = Tested(scores)
-    ids = tested.ids
-    if ids is None:
-        raise SchemaError("encoding_rsa needs scores of stimuli, but these are of a time series.")
-    if min(map(len, tested.rows)) < 4:
-        raise SchemaError("RDMs of fewer than 4 test stimuli say nothing: use fewer folds.")
-    if any(len(set(ids[rows])) < len(rows) for rows in tested.rows):
-        raise PairingError(
-            "The scores are of single presentations: average repeats first (average_repeats)."
-        )
-    target = tested.target
-    names = scores["roi"].values if "roi" in scores.coords else None
-    scored = np.isfinite(scores["r"].values).all((0, 1))
-    masks = {roi: mask & scored for roi, mask in roi_masks(names, scores.sizes[target]).items()}
-    predicted = scores["predicted"].values
-    found = np.full((len(predicted), len(tested.rows), len(masks)), np.nan)
-    for fold, rows in enumerate(tested.rows):
-        for number, mask in enumerate(masks.values()):
-            if mask.sum() < MIN_TARGETS:
-                continue
-            truth = _pairs(tested.observed[rows][:, mask], ids[rows], metric)
-            mine = [_pairs(values[rows][:, mask], ids[rows], metric) for values in predicted]
-            found[:, fold, number] = similarities(np.stack(mine), truth[None], method)[:, 0]
-    return xr.DataArray(
-        found,
-        {"layer": scores["layer"].values, "fold": scores["fold"].values, "roi_name": list(masks)},
-        ("layer", "fold", "roi_name"),
-        attrs={"metric": metric, "method": method},
-    )
-
-
-def _pairs(values: np.ndarray, ids: np.ndarray, metric: str) -> np.ndarray:
-    """Return the pairs (n_pairs,) of the RDM of values (n_stimuli, n_targets)."""
-    array = xr.DataArray(values, {"stimulus": ids}, ("stimulus", "voxel"))
-    return np.asarray(pairs_of(rdm(array, metric, device="cpu"), ids).values)
+    counts = np.bincount(subjects, minlength=len(own)).astype(float)
+    ranked = _comparable(own, method)
+    total = counts @ ranked
+    low = np.full(len(own), np.nan)
+    for subject in np.flatnonzero((counts > 0) & (counts < counts.sum())):
+        rest = total - counts[subject] * ranked[subject]
+        low[subject] = similarities(own[[subject]], rest[None], method)[0, 0]
+    high = similarities(own, total[None], method)[:, 0]
+    known = np.isfinite(low)
+    lower = counts[known] @ low[known] / counts[known].sum() if known.any() else np.nan
+    return np.array([lower, counts @ high / counts.sum()])

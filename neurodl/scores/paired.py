@@ -227,3 +227,9 @@ def _mixed_r(
     covariance = ((own * y).sum(0) + exchanged @ product) / n  # y has mean 0, variance 1
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(variance > 0, covariance / np.sqrt(variance), np.nan)
+
+
+def mean_of(values: np.ndarray) -> float:
+    """Return the mean of what is known, NaN where nothing is."""
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else float("nan")

@@ -13,7 +13,7 @@ from sklearn.base import clone
 from neurodl.errors import SchemaError
 from neurodl.features import concatenate_features
 from neurodl.models import RidgeCV
-from neurodl.schema import check_features, target_dim
+from neurodl.schema import check_features, target_coords, target_dim
 from neurodl.scores.crossval import cross_validate
 from neurodl.scores.pairing import takes_bands
 
@@ -95,7 +95,7 @@ def variance_partition(
     r2 = np.stack([found[some]["r2"].values[0] for some in subsets])
     full = found[tuple(names)]
     labels = [JOIN.join(some) for some in subsets]
-    coords = {k: v for k, v in full.coords.items() if v.dims == (target,)}
+    coords = target_coords(full)
     parts = partition_matrix(names, subsets) @ r2.reshape(len(subsets), -1)
     dims = ("fold", target)
     result = xr.Dataset(

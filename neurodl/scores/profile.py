@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import xarray as xr
 
 from neurodl.errors import PairingError, SchemaError
 from neurodl.runtime import derive_seed
-from neurodl.schema import check_scores, target_dim
+from neurodl.schema import check_scores, target_coords, target_dim
 from neurodl.scores.paired import LEVELS, roi_masks
 
 MIN_LAYERS = 3
@@ -114,11 +114,11 @@ def layer_profile(
     data: dict[str, Any] = {name: (("roi_name", "layer"), values) for name, values in found.items()}
     names = ("centre", "centre_low", "centre_high")
     data |= {name: ("roi_name", values) for name, values in zip(names, centres, strict=True)}
-    coords: dict[Hashable, Any] = {"roi_name": rois, "layer": chosen}
+    coords: dict[str, Any] = {"roi_name": rois, "layer": chosen}
     if alone:
         target = target_dim(several[0]["r"])
         data["target_centre"] = (target, centre_of_mass(means[0].T))
-        coords |= {k: v for k, v in several[0].coords.items() if v.dims == (target,)}
+        coords |= target_coords(several[0])
     over = "targets" if alone else "subjects"
     return xr.Dataset(
         data, coords, {"metric": metric, "over": over, "n_resamples": n_resamples, "seed": seed}

@@ -27,9 +27,9 @@ def make_splits(
 ) -> tuple[list[Split], np.ndarray | None, str]:
     """Return the folds for responses, the group of each row, and both in words.
 
-    Without groups, stimuli are shuffled into folds, and presentations of one stimulus stay
-    together. The samples of a time series depend on their neighbours, so they need groups, or a
-    `PurgedKFold`.
+    The default follows from the data: stimuli are shuffled into folds, presentations of one
+    stimulus stay together, and the samples of a time series stay with their run. Without runs,
+    they need groups, or a `PurgedKFold`, since samples depend on their neighbours.
 
     Parameters
     ----------
@@ -58,8 +58,8 @@ def make_splits(
         The folds are impossible or overlap.
     """
     samples = sample_dim(responses)
-    if groups is None and samples == "presentation":
-        groups = "stimulus"
+    if groups is None:
+        groups = default_groups(responses, cv)
     labels, name = _group_labels(responses, groups)
     if isinstance(cv, Mapping):
         cv = [_published(responses, cv)]
@@ -79,6 +79,18 @@ def make_splits(
     splits = [(_rows(train, n_rows), _rows(test, n_rows)) for train, test in raw]
     _check(splits, n_rows)
     return splits, labels, text + (f" by {name}" if labels is not None else "")
+
+
+def default_groups(responses: xr.DataArray, cv: Any) -> str | None:
+    """Return the coord that rows are grouped by where nothing was said; None where by none."""
+    samples = sample_dim(responses)
+    if samples == "presentation":
+        return "stimulus"
+    runs = responses.coords.get("run")
+    if samples != "time" or runs is None or runs.dims != (samples,):
+        return None
+    settled = isinstance(cv, PurgedKFold | Mapping) or _is_explicit(cv)
+    return None if settled or len(np.unique(runs.values)) < 2 else "run"
 
 
 def target_splits(

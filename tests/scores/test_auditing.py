@@ -155,20 +155,19 @@ def test_a_film_stored_twice_is_found():
     again = torch.stack(
         [torch.as_tensor(stored_anew(f.permute(1, 2, 0).numpy())).permute(2, 0, 1) for f in one]
     )
-    prints = np.array([fingerprint(film) for film in (one, other, again, one[:6], *films)])
-    rows, others, distances = near_pairs(prints[:2], prints[2:3], 1.0)
-    assert distances[rows == 0] <= SAME
-    assert distances[rows == 1] > 0.4
-    assert not len(near_pairs(prints[:1], np.array([""]))[0])
-    # An image is never like a film.
-    assert not len(near_pairs(prints[:1], np.array([fingerprint(one[0])]))[0])
+    # An image is never like a film, and what has no structure like nothing.
+    shown = (one, other, again, one[0], torch.zeros(3, 40, 40, dtype=torch.uint8), *films)
+    prints = np.array([fingerprint(each) for each in shown])
+    (row,), (copy,), (difference,) = near_pairs(prints)
+    assert (row, copy) == (0, 2)
+    assert difference <= SAME
+    assert prints[4] == ""
 
 
 def test_v4_images_have_no_copies_and_copies_of_them_are_found(recordings):
     stimuli = ndl.Stimuli.from_files(recordings / "v4_cowley" / "images_190923.zip")
     prints = np.array(stimuli.fingerprints())
-    rows, others, _ = near_pairs(prints, prints)
-    assert (rows == others).all()  # no two of 719,400 pairs
+    assert not len(near_pairs(prints)[0])  # of 719,400 pairs
     some = range(0, 1200, 12)
     again = np.array(
         [
@@ -178,10 +177,10 @@ def test_v4_images_have_no_copies_and_copies_of_them_are_found(recordings):
             for row in some
         ]
     )
-    rows, others, distances = near_pairs(again, prints)
-    assert (np.array(some)[rows] == others).all()
-    assert len(rows) >= 98
-    assert (distances <= SAME).sum() >= 90
+    one, other, differences = near_pairs(np.concatenate([prints, again]))
+    assert (np.array(some)[other - 1200] == one).all()
+    assert len(one) >= 98
+    assert (differences <= SAME).sum() >= 90
 
 
 def test_flat_pictures_are_not_taken_for_copies():
@@ -365,6 +364,23 @@ def test_components_are_known_by_the_rows_they_were_fitted_on():
     assert "fitted" in ndl.Audit.of(scores).clean
 
 
+def test_batch_normalisation_of_test_stimuli_warns():
+    stimuli = ndl.Stimuli.from_arrays(pictures())
+    torch.manual_seed(0)
+    network = ndl.load_backbone(Net(), transform=TRANSFORM, pretrained=False)
+    train, test = stimuli.ids[:40], stimuli.ids[40:]
+    calibrated = ndl.calibrate_batchnorm(network, stimuli, train, device="cpu")
+    features = ndl.extract_features(
+        calibrated, stimuli, layers=["norm"], pool="avg", device="cpu", cache=False
+    )
+    responses = responses_to(features["norm"])
+    audit = ndl.audit(features=features, responses=responses)
+    assert found(audit, "warning") == {"fitted"}
+    assert "40 test stimuli" in audit.findings[0].message
+    split = {"train": train, "test": test}
+    assert "fitted" in ndl.audit(features=features, responses=responses, cv=split).clean
+
+
 def test_runs_standardised_by_themselves_are_clean():
     X, Y = film_responses()
     values = X.values.copy()
@@ -396,9 +412,15 @@ def test_parts_that_were_fitted_before_stop(features, responses):
 def test_targets_that_carry_scores_stop(features, responses):
     scores = ndl.cross_validate(RIDGE, features, responses)
     r = scores["r"].mean(["layer", "fold"])
-    chosen = responses.assign_coords(r=("unit", r.values))[:, r.values > r.values.mean()]
-    with pytest.raises(AuditError, match="units carry 'r' of scores"):
+    best = r.values > r.values.mean()
+    chosen = responses.assign_coords(r_normalized=("unit", r.values))[:, best]
+    with pytest.raises(AuditError, match="units carry 'r_normalized', of scores"):
         ndl.cross_validate(RIDGE, features, chosen)
+    with pytest.warns(NeurodlWarning, match="carry 'r', maybe of scores"):
+        ndl.cross_validate(RIDGE, features, responses.assign_coords(r=("unit", r.values))[:, best])
+    # Layers of cortex, and the fit of a receptive field.
+    layered = responses.assign_coords(layer=("unit", list("223345")), r2=("unit", r.values))
+    assert not found(ndl.audit(features=features, responses=layered))
     plain = responses[:, r.values > r.values.mean()]
     assert not found(ndl.audit(features=features, responses=plain))
     # Without traces, the earlier scores tell it.

@@ -264,6 +264,27 @@ def test_ceilings_leave_the_subject_out(rng):
     ) > np.mean(low)
 
 
+def test_a_subject_drawn_twice_is_not_compared_with_itself(rng):
+    from neurodl.scores.geometry import _drawn_ceilings
+
+    own = rng.standard_normal((4, 190))  # subjects that share nothing
+    ranks = stats.rankdata(own, axis=1)
+    low, high = _drawn_ceilings(own, np.array([0, 0, 0, 2]), "spearman")
+    by_hand = [
+        stats.spearmanr(ranks[0], ranks[2]).statistic,
+        stats.spearmanr(ranks[2], ranks[0]).statistic,
+    ]
+    assert low == pytest.approx((3 * by_hand[0] + by_hand[1]) / 4)
+    assert high > 0.5  # as that of a subject with itself is
+    assert np.isnan(_drawn_ceilings(own, np.zeros(4, int), "spearman")[0])
+    brain = subjects_of(rng.standard_normal((20, 10)), 1.0, 5, rng)
+    found = rsa(features_of(rng.standard_normal((20, 10))), brain, n_permutations=0)
+    for name in ("ceiling_low", "ceiling_high"):
+        lower, upper = found[f"{name}_interval"].values
+        assert lower < upper
+    assert found["ceiling_low_interval"][0] < found["ceiling_low"]
+
+
 def test_p_of_unrelated_geometries_is_uniform():
     p = []
     for seed in range(150):

@@ -88,6 +88,27 @@ def test_a_long_run_is_cut_into_blocks(film):
         make_splits(film, ndl.PurgedKFold(2, purge=60))
 
 
+def test_the_default_follows_from_the_data(film, responses, rng):
+    runs = film.assign_coords(run=("time", np.repeat(["1", "2", "3", "4"], 25)))
+    splits, groups, text = make_splits(runs, 4)
+    assert text == "4 folds by run"
+    assert all(len(set(groups[test])) == 1 for _, test in splits)
+    one = film.assign_coords(run=("time", ["1"] * 100))
+    with pytest.raises(ValueError, match="Say what to keep together"):
+        make_splits(one, 4)
+    rows = np.arange(100)
+    assert make_splits(runs, [(rows[:50], rows[50:])])[1] is None
+    X = xr.DataArray(rng.standard_normal((100, 3)), runs.coords, ("time", "feature"))
+    scores = ndl.cross_validate(ndl.RidgeCV(device="cpu"), X, runs, cv=4)
+    assert scores.attrs["groups"] == "run"
+    shown = responses.rename(stimulus="presentation").drop_vars("presentation")
+    ids = np.repeat([f"s{k}" for k in range(20)], 3)
+    assert make_splits(shown.assign_coords(stimulus=("presentation", ids)), 5)[2].endswith(
+        "by stimulus"
+    )
+    assert make_splits(responses, 5)[1:] == (None, "5 shuffled folds")
+
+
 def test_gaps_take_the_memory_out_of_autocorrelated_samples():
     """Noise that lasts 12 samples is interpolated across a cut, but not across a gap."""
     rng = np.random.default_rng(0)
