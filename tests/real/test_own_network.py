@@ -88,7 +88,12 @@ def test_trained_explains_v4_better_than_untrained(checkpoint, transform, record
     nets = {"untrained": None, "trained": checkpoint}
     best = {}
     for name, weights in nets.items():
-        backbone = ndl.load_backbone(CifarResNet(3), weights=weights, transform=transform)
+        backbone = ndl.load_backbone(
+            CifarResNet(3),
+            weights=weights,
+            pretrained=weights is not None,
+            transform=transform,
+        )
         layers = ["layer1", "layer2", "layer3"]
         features = ndl.extract_features(backbone, exp.stimuli, layers, pool="spatial:4")
         scores = ndl.cross_validate(ndl.RidgeCV(), features, exp.responses)

@@ -16,7 +16,13 @@ import xarray as xr
 from sklearn.pipeline import make_pipeline
 
 import neurodl as ndl
-from neurodl.errors import DeviceError, NeurodlWarning, StorageError
+from neurodl.errors import (
+    AuditError,
+    DeviceError,
+    NeurodlWarning,
+    StorageError,
+    UnknownNameError,
+)
 from neurodl.study import run as running
 
 STUDY = """
@@ -301,3 +307,33 @@ cache = false
     expected = ndl.cross_validate(model, X, observed, cv=4)
     np.testing.assert_allclose(scores["r"], expected["r"], atol=1e-6)
     assert float(scores["r"].std()) > 0
+
+
+def test_a_study_stops_at_leaks_unless_they_are_allowed(tmp_path):
+    """Five of the pictures are one; the report of a study that goes on says so at its top."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (30, 24, 24, 3), np.uint8)
+    images[20:24] = images[3]
+    np.savez(tmp_path / "stimuli.npz", images=images)
+    responses = images.reshape(30, -1)[:, :4] + 30 * rng.standard_normal((30, 4))
+    np.save(tmp_path / "responses.npy", responses)
+    study = """
+[study]
+name = "copies"
+[stimuli]
+path = "stimuli.npz"
+[responses]
+path = "responses.npy"
+[[features]]
+backbone = "pixels"
+"""
+    (tmp_path / "study.toml").write_text(study)
+    with pytest.raises(AuditError, match=r"copies of training stimuli.*\n.*allow=\['copies'\]"):
+        ndl.run_study(tmp_path / "study.toml")
+    (tmp_path / "study.toml").write_text(study + '[cv]\nallow = ["copies"]\n')
+    folder = ndl.run_study(tmp_path / "study.toml")
+    assert "Scored in spite of the audit" in (folder / "report.html").read_text()
+    assert 'allow=["copies"]' in (folder / "analysis.py").read_text()
+    (tmp_path / "study.toml").write_text(study + '[cv]\nallow = ["copy"]\n')
+    with pytest.raises(UnknownNameError, match="Did you mean 'copies'"):
+        ndl.run_study(tmp_path / "study.toml", tmp_path / "other")
