@@ -161,11 +161,11 @@ def order(case: Case) -> list[Finding] | str:
 
 def _identities(case: Case, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """Return hash and fingerprint of each stimulus (n_ids,), from features or from pixels."""
-    first = case.first
-    if first is not None and "fingerprint" in first.coords:
-        rows = pd.Series(np.asarray(sample_ids(case.responses)).astype(str))
-        at = rows.drop_duplicates().index.to_numpy()  # in the order of ids
-        return tuple(first[name].values[at] for name in ("stimulus_sha256", "fingerprint"))
+    for array in case.layers.values():
+        if "fingerprint" in array.coords:
+            rows = pd.Series(np.asarray(sample_ids(case.responses)).astype(str))
+            at = rows.drop_duplicates().index.to_numpy()  # in the order of ids
+            return array["stimulus_sha256"].values[at], array["fingerprint"].values[at]
     if case.stimuli is None or not set(ids) <= set(case.stimuli.ids):
         return None
     places = case.stimuli.table.index.get_indexer(pd.Index(ids))

@@ -116,6 +116,10 @@ def test_the_same_picture_under_two_names_stops():
     with pytest.raises(AuditError, match="0003 and 0041") as error:
         ndl.cross_validate(RIDGE, features, experiment.responses)
     assert "allow=['copies']" in str(error.value)
+    # Also behind features of one's own, which do not know their pixels.
+    own = random_features().assign_coords(stimulus=features["pixels"]["stimulus"].values)
+    with pytest.raises(AuditError, match="0003 and 0041"):
+        ndl.cross_validate(RIDGE, {"own": own, **features}, experiment.responses)
     # Without a shared fold there is nothing wrong.
     groups = ndl.copy_groups(features)
     scores = ndl.cross_validate(RIDGE, features, experiment.responses, groups=groups)
