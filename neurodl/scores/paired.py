@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from neurodl.runtime import derive_seed
 
@@ -126,23 +127,26 @@ def _drawn(units: np.ndarray, n: int, seed: int) -> np.ndarray:
     return np.asarray(counts[:, of], np.float32)
 
 
-def _weighted_r(counts: np.ndarray, predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def _weighted_r(
+    counts: np.ndarray, predicted: np.ndarray, truth: np.ndarray, device: Any = "cpu"
+) -> np.ndarray:
     """Return the correlation of each target over rows that count so often, (n, n_targets).
 
     Rows in which a target was not recorded count for nothing.
     """
-    known = np.isfinite(truth)
-    filled = [np.where(known, one, 0).astype(np.float32) for one in (predicted, truth)]
+    weights, p, y = (
+        torch.as_tensor(one, device=device).float() for one in (counts, predicted, truth)
+    )
+    known = y.isfinite()
+    n_known = known.sum(0).clamp(min=1)
     # About their means, for the precision of sums of squares.
-    means = [one.sum(0) / known.sum(0).clip(min=1) for one in filled]
-    p, y = (np.where(known, one - mean, 0) for one, mean in zip(filled, means, strict=True))
-    size = counts @ known.astype(np.float32)
-    sums = [counts @ one for one in (p, y, p * p, y * y, p * y)]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        means = [one / size for one in sums]
-        covariance = means[4] - means[0] * means[1]
-        spread = (means[2] - means[0] ** 2) * (means[3] - means[1] ** 2)
-        return np.where(spread > 0, covariance / np.sqrt(spread), np.nan)
+    p, y = (torch.where(known, one, 0) for one in (p, y))
+    p, y = (torch.where(known, one - one.sum(0) / n_known, 0) for one in (p, y))
+    size = weights @ known.float()
+    means = [weights @ one / size for one in (p, y, p * p, y * y, p * y)]
+    covariance = means[4] - means[0] * means[1]
+    spread = (means[2] - means[0] ** 2) * (means[3] - means[1] ** 2)
+    return torch.where(spread > 0, covariance / spread.sqrt(), torch.nan).cpu().numpy()
 
 
 def resampled_r(
@@ -151,6 +155,7 @@ def resampled_r(
     units: Sequence[np.ndarray],
     n: int,
     seed: int,
+    device: Any = "cpu",
 ) -> np.ndarray:
     """Return r (n, n_targets), averaged over folds, of stimuli drawn with replacement.
 
@@ -162,7 +167,8 @@ def resampled_r(
     """
     total: Any = 0.0
     for fold, (one, truth, own) in enumerate(zip(predicted, observed, units, strict=True)):
-        total = total + _weighted_r(_drawn(own, n, derive_seed(seed, "stimuli", fold)), one, truth)
+        counts = _drawn(own, n, derive_seed(seed, "stimuli", fold))
+        total = total + _weighted_r(counts, one, truth, device)
     return np.asarray(total / len(predicted))
 
 
@@ -182,6 +188,7 @@ def swapped_difference(
     other: Sequence[np.ndarray],
     observed: Sequence[np.ndarray],
     swaps: Sequence[np.ndarray],
+    device: Any = "cpu",
 ) -> np.ndarray:
     """Return differences of r (n + 1, n_targets), averaged over folds, under exchanges.
 
@@ -194,29 +201,30 @@ def swapped_difference(
     swaps : sequence by fold of numpy.ndarray, (n + 1, n_test)
     """
     total: Any = 0.0
-    for a, b, y, exchanged in zip(one, other, observed, swaps, strict=True):
-        a, b, y = _scaled(a), _scaled(b), _scaled(y)
+    for *arrays, swap in zip(one, other, observed, swaps, strict=True):
+        a, b, y = (_scaled(torch.as_tensor(array, device=device)) for array in arrays)
+        exchanged = torch.as_tensor(swap, device=device).to(a.dtype)
         first = _mixed_r(exchanged, b - a, b * b - a * a, (b - a) * y, a, y)
         second = _mixed_r(exchanged, a - b, a * a - b * b, (a - b) * y, b, y)
         total = total + (first - second)
-    return np.asarray(total / len(one))
+    return np.asarray((total / len(one)).cpu().numpy())
 
 
-def _scaled(values: np.ndarray) -> np.ndarray:
-    """Return columns with mean 0 and variance 1; NaN where they do not vary."""
-    values = np.asarray(values, np.float64)
-    spread = values.std(0)
-    return (values - values.mean(0)) / np.where(spread > 0, spread, np.nan)
+def _scaled(values: torch.Tensor) -> torch.Tensor:
+    """Return columns with mean 0 and variance 1, of float64 where there is; NaN where constant."""
+    values = values.float() if values.device.type == "mps" else values.double()
+    spread = values.std(0, correction=0)
+    return (values - values.mean(0)) / torch.where(spread > 0, spread, torch.nan)
 
 
 def _mixed_r(
-    exchanged: np.ndarray,
-    linear: np.ndarray,
-    square: np.ndarray,
-    product: np.ndarray,
-    own: np.ndarray,
-    y: np.ndarray,
-) -> np.ndarray:
+    exchanged: torch.Tensor,
+    linear: torch.Tensor,
+    square: torch.Tensor,
+    product: torch.Tensor,
+    own: torch.Tensor,
+    y: torch.Tensor,
+) -> torch.Tensor:
     """Return r of predictions of which some rows are exchanged.
 
     Sums over rows are those of `own` and, for the exchanged ones, the difference to the other's.
@@ -225,8 +233,7 @@ def _mixed_r(
     mean = (own.sum(0) + exchanged @ linear) / n
     variance = ((own**2).sum(0) + exchanged @ square) / n - mean**2
     covariance = ((own * y).sum(0) + exchanged @ product) / n  # y has mean 0, variance 1
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(variance > 0, covariance / np.sqrt(variance), np.nan)
+    return torch.where(variance > 0, covariance / variance.sqrt(), torch.nan)
 
 
 def mean_of(values: np.ndarray) -> float:

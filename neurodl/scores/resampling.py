@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from neurodl.errors import PairingError, SchemaError, listed
-from neurodl.runtime import derive_seed
+from neurodl.runtime import derive_seed, resolve_device
 from neurodl.schema import sample_dim, target_coords, target_dim
 from neurodl.scores.crossval import SEVERAL
 from neurodl.scores.paired import (
@@ -81,7 +81,12 @@ class Tested:
 
 
 def bootstrap(
-    scores: xr.Dataset, *, n_resamples: int = 1000, blocks: Any = None, seed: int = 0
+    scores: xr.Dataset,
+    *,
+    n_resamples: int = 1000,
+    blocks: Any = None,
+    seed: int = 0,
+    device: Any = "auto",
 ) -> xr.Dataset:
     """Add intervals of r that other stimuli would have given.
 
@@ -97,6 +102,8 @@ def bootstrap(
         What is drawn as a whole: a coord of the rows, or a label for each. By default stimuli,
         and runs of time series.
     seed : int
+    device : str
+        See `resolve_device`.
 
     Returns
     -------
@@ -114,6 +121,7 @@ def bootstrap(
     ----------
     Efron & Tibshirani (1993), An Introduction to the Bootstrap.
     """
+    chosen = resolve_device(device)
     tested = Tested(scores)
     units = tested.units(blocks)
     names = scores["roi"].values if "roi" in scores.coords else None
@@ -133,6 +141,7 @@ def bootstrap(
                 [units[rows] for rows in tested.rows],
                 n_resamples,
                 seed,
+                chosen,
             )
             known = np.isfinite(r).all(0)
             bounds[:, layer, np.flatnonzero(known) + start] = np.percentile(r[:, known], LEVELS, 0)
@@ -161,6 +170,7 @@ def difference_test(
     n_permutations: int = 1000,
     blocks: Any = None,
     seed: int = 0,
+    device: Any = "auto",
 ) -> xr.Dataset:
     """Return whether one model predicts the same test rows better than another.
 
@@ -178,6 +188,8 @@ def difference_test(
     blocks : str or array-like, optional
         What is exchanged as a whole; see `bootstrap`.
     seed : int
+    device : str
+        See `resolve_device`.
 
     Returns
     -------
@@ -196,6 +208,7 @@ def difference_test(
     ----------
     Good (2005), Permutation, Parametric and Bootstrap Tests of Hypotheses.
     """
+    chosen = resolve_device(device)
     first, second = Tested(one), Tested(other)
     _check_same(first, second)
     units = first.units(blocks)
@@ -216,7 +229,7 @@ def difference_test(
             for tested in (first, second)
         ]
         observed = [first.observed[rows][:, columns] for rows in first.rows]
-        found = swapped_difference(parts[0], parts[1], observed, swaps)
+        found = swapped_difference(parts[0], parts[1], observed, swaps, chosen)
         true[columns], drawn = found[0], found[1:]
         known = np.isfinite(found).all(0)
         size = np.abs(drawn) >= np.abs(found[0]) - TIES
@@ -232,7 +245,7 @@ def difference_test(
         reached = (np.abs(sums / counted) >= np.abs(means) - TIES).sum(0)
     p = np.where(known, (at_least + 1) / (n_permutations + 1), np.nan)
     above = n_permutations - np.searchsorted(np.sort(largest), np.abs(true) - TIES)
-    low, high = _difference_interval(first, second, units, masks, n_permutations, seed)
+    low, high = _difference_interval(first, second, units, masks, n_permutations, seed, chosen)
     coords = target_coords(one)
     return xr.Dataset(
         {
@@ -275,7 +288,13 @@ def _check_same(first: Tested, second: Tested) -> None:
 
 
 def _difference_interval(
-    first: Tested, second: Tested, units: np.ndarray, masks: Any, n: int, seed: int
+    first: Tested,
+    second: Tested,
+    units: np.ndarray,
+    masks: Any,
+    n: int,
+    seed: int,
+    device: Any,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the 95 % interval (n_rois,) of mean differences, from resampled stimuli."""
     n_targets = first.scores.sizes[first.target]
@@ -289,6 +308,7 @@ def _difference_interval(
                 [units[rows] for rows in first.rows],
                 n,
                 seed,
+                device,
             )
             for tested in (first, second)
         ]

@@ -73,7 +73,7 @@ def make_splits(
             "(train, test) rows as cv."
         )
     n_rows = responses.shape[0]
-    splitter, text = _splitter(cv, labels, n_rows, seed)
+    splitter, text = _splitter(cv, labels, name, n_rows, seed)
     looked_at = _looked_at(splitter, responses)
     raw = splitter if isinstance(splitter, list) else splitter.split(looked_at, None, labels)
     splits = [(_rows(train, n_rows), _rows(test, n_rows)) for train, test in raw]
@@ -219,7 +219,9 @@ def _is_explicit(cv: Any) -> bool:
     return not isinstance(cv, (numbers.Integral, str)) and not hasattr(cv, "split")
 
 
-def _splitter(cv: Any, labels: np.ndarray | None, n_rows: int, seed: int) -> tuple[Any, str]:
+def _splitter(
+    cv: Any, labels: np.ndarray | None, name: str, n_rows: int, seed: int
+) -> tuple[Any, str]:
     if isinstance(cv, str):
         if cv != LEAVE_ONE_GROUP_OUT:
             raise UnknownNameError(
@@ -233,8 +235,11 @@ def _splitter(cv: Any, labels: np.ndarray | None, n_rows: int, seed: int) -> tup
         cv = int(cv)
         available = n_rows if labels is None else len(set(labels))
         if not 2 <= cv <= available:
-            what = "rows" if labels is None else "groups"
-            raise ValueError(f"`cv` must lie between 2 and the {available} {what}, but got {cv}.")
+            what = "rows" if labels is None else f"groups of {name!r}"
+            each = "" if labels is None else f" Each can be a fold: cv={LEAVE_ONE_GROUP_OUT!r}."
+            raise ValueError(
+                f"`cv` must lie between 2 and the {available} {what}, but got {cv}.{each}"
+            )
         if labels is not None:
             return GroupKFold(cv, shuffle=True, random_state=seed), f"{cv} folds"
         return KFold(cv, shuffle=True, random_state=seed), f"{cv} shuffled folds"

@@ -189,6 +189,9 @@ def time_series():
 def test_time_series_need_groups():
     X, Y = time_series()
     with pytest.raises(ValueError, match="groups='run'"):
+        cross_validate(RidgeCV(device="cpu"), X.isel(time=slice(30)), Y.isel(time=slice(30)))
+    # Several runs are kept whole by default, and 3 of them are no 5 folds.
+    with pytest.raises(ValueError, match="the 3 groups of 'run'.*cv='leave-one-group-out'"):
         cross_validate(RidgeCV(device="cpu"), X, Y)
     scores = cross_validate(
         RidgeCV(device="cpu", cv=2), X, Y, cv="leave-one-group-out", groups="run"

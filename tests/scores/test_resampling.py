@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 from scipy import stats
 from sklearn.base import BaseEstimator
@@ -253,3 +254,19 @@ def test_the_group_test_holds_its_level_for_many_subjects():
     assert stats.kstest(p, "uniform").pvalue > 0.01
     fwe = [float(one["p_fwe"].min()) for one in found]
     assert np.mean(np.array(fwe) <= 0.05) <= 0.11
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_gives_the_same():
+    scores = scored(*simulate())
+    one, other = (
+        bootstrap(scores, n_resamples=100, device=device)["r_low"] for device in ("cpu", "cuda")
+    )
+    np.testing.assert_allclose(one, other, atol=1e-5)
+    tests = [
+        difference_test(
+            scores.isel(layer=[0]), scores.isel(layer=[1]), n_permutations=100, device=device
+        )
+        for device in ("cpu", "cuda")
+    ]
+    np.testing.assert_allclose(tests[0]["p"], tests[1]["p"])
