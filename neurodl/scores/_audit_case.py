@@ -55,7 +55,7 @@ class Case(NamedTuple):
     layers : features, row by row as the responses
     given : features as they were given, before pairing
     splits : list of (train, test) row numbers
-    model, stimuli, experiment : or None
+    model, stimuli : or None
     earlier : scores made before
     """
 
@@ -65,7 +65,6 @@ class Case(NamedTuple):
     splits: Sequence[tuple[np.ndarray, np.ndarray]]
     model: Any = None
     stimuli: Stimuli | None = None
-    experiment: Any = None
     earlier: Sequence[xr.Dataset] = ()
 
     @property

@@ -18,8 +18,8 @@ from neurodl.scores.pairing import takes_bands
 LOOKED_AT = 64  # columns
 MIN_COLUMNS, MIN_ROWS = 3, 10
 ROUNDING = 1e-4  # relative, of float32 features
-OF_SCORES = ("fold", "r_normalized", "n_test", "p_fwe", "q_by", "r_low", "r_high")
-MAYBE_OF_SCORES = ("r",)
+TRACES = ("fold", "r_normalized", "n_test", "p_fwe", "q_by", "r_low", "r_high")
+MAYBE_TRACES = ("r",)
 SIZES = {"crop_size", "resize_size", "input_size", "crop_pct", "size", "crop", "img_size"}
 
 
@@ -43,7 +43,7 @@ def selected_on_test(case: Case) -> list[Finding] | str:
     """Find targets and layers that were chosen by the scores of test rows."""
     target = target_dim(case.responses)
     found = []
-    for names, severity, so in ((OF_SCORES, SEVERE, ""), (MAYBE_OF_SCORES, WARNING, "maybe ")):
+    for names, severity, so in ((TRACES, SEVERE, ""), (MAYBE_TRACES, WARNING, "maybe ")):
         said = [
             str(name)
             for name, one in case.responses.coords.items()
@@ -273,9 +273,7 @@ def _places(responses: xr.DataArray, scores: xr.Dataset, target: str) -> np.ndar
     shared = [
         name
         for name, one in responses.coords.items()
-        if one.dims == (target,)
-        and name in scores.coords
-        and name not in (*OF_SCORES, *MAYBE_OF_SCORES)
+        if one.dims == (target,) and name in scores.coords and name not in (*TRACES, *MAYBE_TRACES)
     ]
     if not shared:
         return None

@@ -162,8 +162,8 @@ def audit(
 ) -> Audit:
     """Look for what would make the scores of an encoding model wrong.
 
-    `cross_validate` does the same by itself, but for what needs the experiment: the pixels of
-    stimuli whose features were not made here, their labels, and which of its targets were kept.
+    `cross_validate` does the same by itself, but for what it is not given: the pixels of stimuli
+    whose features were not made here, their labels, and earlier scores.
 
     Parameters
     ----------
@@ -225,7 +225,7 @@ def audit(
         layers, rows = paired(given, responses, unpaired)
     splits, _, _ = make_splits(rows, cv, groups, seed)
     scores = (earlier,) if isinstance(earlier, xr.Dataset) else tuple(earlier)
-    return audited(Case(rows, layers, given, splits, model, stimuli, experiment, scores), allow)
+    return audited(Case(rows, layers, given, splits, model, stimuli, scores), allow)
 
 
 def audited(case: Case, allow: Sequence[str] = ()) -> Audit:

@@ -277,7 +277,7 @@ def _ncsnr(values: np.ndarray, n_averaged: str, seed: int) -> np.ndarray:
     mean = np.nansum(values, 1) / np.where(count, count, np.nan)
     squares = np.nansum((values - mean[:, None]) ** 2, 1)
     noise = squares.sum(0) / np.maximum(count - 1, 0).sum(0)
-    noise_of_mean = noise * np.where(count, 1 / np.maximum(count, 1), np.nan).mean(0)
+    noise_of_mean = noise * np.nanmean(np.where(count, 1 / np.maximum(count, 1), np.nan), 0)
     signal = np.maximum(np.nanvar(mean, 0, ddof=1) - noise_of_mean, 0)
     remaining = noise if n_averaged == "one" else noise_of_mean
     return signal / (signal + remaining)
@@ -338,7 +338,7 @@ def _fev(values: np.ndarray, n_averaged: str, seed: int) -> np.ndarray:
     one = signal / (signal + noise)
     if n_averaged == "one":
         return one
-    n_repeats = 1 / (1 / np.maximum(count, 1)).mean(0)
+    n_repeats = 1 / np.nanmean(np.where(count, 1 / np.maximum(count, 1), np.nan), 0)
     return n_repeats * one / (1 + (n_repeats - 1) * one)
 
 

@@ -86,11 +86,7 @@ def rsa(
     Schutt et al. (2023), Statistical inference on representational geometries, eLife 12.
     """
     check_method(method)
-    layers = {"model": models} if isinstance(models, xr.DataArray) else dict(models)
-    model_rdms = {
-        name: array if is_rdm(array) else rdm(array, metric, device=device)
-        for name, array in layers.items()
-    }
+    model_rdms = rdms_of(models, metric, device)
     whole = brain if is_rdm(brain) else rdm(brain, metric, device=device)
     for array in model_rdms.values():
         check_rdms(array, whole)
@@ -99,6 +95,7 @@ def rsa(
     whole, place = _arranged(whole)
     ids = np.asarray(whole["stimulus"].values).astype(str)
     vectors = np.stack([pairs_of(one, ids).values for one in model_rdms.values()])
+    _check_known(vectors)
     shape = whole.shape[:2]
     subject = np.empty((shape[0], len(vectors), shape[1]))
     group = np.empty((len(vectors), shape[1]))
@@ -106,6 +103,7 @@ def rsa(
     for start in range(0, shape[1], AT_ONCE):
         part = slice(start, start + AT_ONCE)
         own = pairs_of(whole.isel({whole.dims[1]: part}), ids).values
+        _check_known(own)
         n = own.shape[1]
         found = similarities(vectors, own.reshape(-1, own.shape[-1]), method)
         subject[:, :, part] = np.moveaxis(found.reshape(len(vectors), shape[0], n), 1, 0)
@@ -134,7 +132,10 @@ def rsa(
         low, high = ceilings
         result = result.assign(ceiling_low=(place, low), ceiling_high=(place, high))
     if n_permutations:
-        p, p_fwe = _permuted(model_rdms, whole, ids, mean, method, n_permutations, seed)
+        p, p_fwe = (
+            np.where(np.isfinite(mean), one, np.nan)
+            for one in _permuted(model_rdms, whole, ids, mean, method, n_permutations, seed)
+        )
         q = false_discovery_rate(p.ravel()).reshape(p.shape)
         result = result.assign(p=(dims, p), p_fwe=(dims, p_fwe), q=(dims, q))
     if n_resamples and shape[1] == 1:
@@ -147,6 +148,27 @@ def rsa(
 
 
 ONE_PLACE = "place"
+
+
+def rdms_of(
+    models: Mapping[str, xr.DataArray] | xr.DataArray, metric: str, device: Any
+) -> dict[str, xr.DataArray]:
+    """Return the RDM of each layer, of features by this metric."""
+    layers = {"model": models} if isinstance(models, xr.DataArray) else dict(models)
+    return {
+        name: array if is_rdm(array) else rdm(array, metric, device=device)
+        for name, array in layers.items()
+    }
+
+
+def _check_known(pairs: np.ndarray) -> None:
+    """Raise if pairs of stimuli are missing, for which nothing can be tested."""
+    missing = ~np.isfinite(pairs).reshape(-1, pairs.shape[-1]).all(0)
+    if missing.any():
+        raise SchemaError(
+            f"The RDMs lack {missing.sum()} of {len(missing)} pairs of stimuli. Leave out the "
+            "stimuli concerned: rdm.sel(stimulus=ids, other=ids)."
+        )
 
 
 def is_rdm(array: xr.DataArray) -> bool:
@@ -232,7 +254,7 @@ def _permuted(
             right = prepared(pairs.reshape(-1, pairs.shape[-1]), method)
             drawn = (left @ right.T).reshape(n, pairs.shape[0], -1).mean(1)
             at_least[layer, part] += (drawn >= true[layer, part] - TIES).sum(0)
-            largest = np.maximum(largest, drawn.max(1))
+            largest = np.fmax(largest, np.fmax.reduce(drawn, 1))
     above = n - np.searchsorted(np.sort(largest), true - TIES)
     return at_least / (n + 1), (above + 1) / (n + 1)
 

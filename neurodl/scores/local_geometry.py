@@ -11,7 +11,7 @@ from scipy.spatial import cKDTree
 
 from neurodl.errors import PairingError, SchemaError
 from neurodl.schema import target_coords, target_dim
-from neurodl.scores.geometry import is_rdm
+from neurodl.scores.geometry import rdms_of
 from neurodl.scores.paired import roi_masks
 from neurodl.scores.rdm_pairs import check_method, check_rdms, pairs_of, similarities
 from neurodl.scores.rdms import rdm
@@ -64,11 +64,7 @@ def searchlight_rsa(
             "searchlight_rsa needs the coords x, y and z [mm] of the responses, as NIfTI files "
             "give them."
         )
-    layers = {"model": models} if isinstance(models, xr.DataArray) else dict(models)
-    known = {
-        name: array if is_rdm(array) else rdm(array, metric, device=device)
-        for name, array in layers.items()
-    }
+    known = rdms_of(models, metric, device)
     example = rdm(responses, metric, device=device)
     for one in known.values():
         check_rdms(one, example)

@@ -230,8 +230,8 @@ def difference_test(
         ]
         observed = [first.observed[rows][:, columns] for rows in first.rows]
         found = swapped_difference(parts[0], parts[1], observed, swaps, chosen)
-        true[columns], drawn = found[0], found[1:]
         known = np.isfinite(found).all(0)
+        true[columns], drawn = np.where(known, found[0], np.nan), found[1:]
         size = np.abs(drawn) >= np.abs(found[0]) - TIES
         at_least[columns] = size.sum(0)
         if known.any():

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
-from sklearn.model_selection import BaseCrossValidator, KFold
+from sklearn.model_selection import BaseCrossValidator, GroupKFold, KFold
 
 N_COMPONENTS = 50  # of features, in which clusters are looked for
 AT_ONCE = 2048  # rows, of which similarities are held
@@ -236,8 +236,9 @@ class SimilarityKFold(_FeatureSplitter):
         Parameters
         ----------
         X : array-like, shape (n_samples, n_features)
-        y, groups : ignored
-            Rows of one group are as like as their features say.
+        y : ignored
+        groups : array-like, shape (n_samples,), optional
+            Stay whole in the test rows, and so on one side.
 
         Raises
         ------
@@ -248,7 +249,9 @@ class SimilarityKFold(_FeatureSplitter):
         values = values - values.mean(1, keepdims=True)
         norms = np.linalg.norm(values, axis=1, keepdims=True)
         values /= np.where(norms > 0, norms, 1)
-        for train, test in KFold(self.n_splits, shuffle=True, random_state=self.seed).split(values):
+        how = {"n_splits": self.n_splits, "shuffle": True, "random_state": self.seed}
+        plain = KFold(**how) if groups is None else GroupKFold(**how)
+        for train, test in plain.split(values, None, groups):
             kept = [
                 part[(values[part] @ values[test].T).max(1) <= self.threshold]
                 for part in np.split(train, range(AT_ONCE, len(train), AT_ONCE))

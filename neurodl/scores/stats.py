@@ -17,6 +17,7 @@ from neurodl.schema import sample_dim, sample_ids, target_dim
 from neurodl.scores._fits import Fits, Rows
 from neurodl.scores.crossval import cross_validate, inputs_of, paired_rows
 from neurodl.scores.pairing import last_step
+from neurodl.scores.splitters import PurgedKFold
 from neurodl.stimuli import Stimuli
 
 EXCHANGES = ("rows", "groups")
@@ -100,6 +101,9 @@ def permutation_test(
     )
     at_once = isinstance(model, RidgeCV | KernelRidgeCV)
     refits = _whether_to_refit(refit, at_once, model, len(rows.splits), n_permutations)
+    if isinstance(cv, PurgedKFold):  # whose blocks are for the folds; what is shifted is the run
+        whole = np.zeros(len(rows.responses), int) if rows.runs is None else rows.runs
+        rows = rows._replace(labels=whole.astype(str))
     draw = seed, exchange
     orders = random_orders(rows.responses, rows.labels, n_permutations, *draw) if refits else None
     scores = cross_validate(
@@ -133,18 +137,27 @@ def permutation_test(
 
 
 def _compare(parts: Parts, n_permutations: int, n_targets: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return p and family-wise p of each target, of r under orders of which the first is true."""
+    """Return p and family-wise p of each target, of r under orders of which the first is true.
+
+    NaN where the true r is not known, as where test rows to be exchanged were not recorded.
+    """
     true = np.empty(n_targets)
+    known = np.ones(n_targets, bool)
     at_least = np.zeros(n_targets, int)
     largest = np.full(n_permutations + 1, -np.inf)
     for columns, some, r in parts:
+        if some.start == 0:
+            known[columns] = np.isfinite(r[0])
         r = np.nan_to_num(r, nan=-1.0)
         if some.start == 0:
             true[columns] = r[0]
         at_least[columns] += (r >= true[columns] - TIES).sum(0)
         largest[some] = np.maximum(largest[some], r.max(1))
     reached = n_permutations + 1 - np.searchsorted(np.sort(largest), true - TIES)
-    return at_least / (n_permutations + 1), reached / (n_permutations + 1)
+    p, p_fwe = (
+        np.where(known, count / (n_permutations + 1), np.nan) for count in (at_least, reached)
+    )
+    return p, p_fwe
 
 
 def _whether_to_refit(

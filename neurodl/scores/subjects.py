@@ -11,10 +11,11 @@ import xarray as xr
 
 from neurodl.errors import PairingError, SchemaError, listed
 from neurodl.runtime import derive_seed
-from neurodl.schema import check_scores, target_coords, target_dim
+from neurodl.schema import TARGET_DIMS, check_scores, target_coords, target_dim
 from neurodl.scores.paired import AT_ONCE, LEVELS, mean_of, roi_masks
 from neurodl.scores.stats import false_discovery_rate
 
+PLACES = ("i", "j", "k", "x", "y", "z", "hemisphere", "node", "label", *TARGET_DIMS)
 MAX_EXACT = 12  # subjects, whose signs are all tried
 
 
@@ -137,6 +138,14 @@ def _by_target(
                 f"{first.sizes[target]}: by='target' needs a common space; use by='roi'."
             )
     coords: dict[str, Any] = dict(target_coords(first))
+    for number, one in enumerate(scores):
+        own = target_coords(one)
+        other = [k for k in PLACES if k in coords and k in own and not own[k].equals(coords[k])]
+        if other:
+            raise PairingError(
+                f"The {target}s of subject {number} are others than those of subject 0: they "
+                f"differ in {listed(other)}. Bring them into a common space; or use by='roi'."
+            )
     return np.stack([one[metric].mean("fold").values for one in scores]), coords
 
 
@@ -176,6 +185,7 @@ def _sign_test(values: np.ndarray, n: int, seed: int) -> tuple[np.ndarray, np.nd
     for start in range(0, flat.shape[1], AT_ONCE):
         part = slice(start, start + AT_ONCE)
         means = signs @ filled[:, part] / size[part]
+        means[:, ~known[:, part].any(0)] = -np.inf
         at_least[part] = (means >= true[part] - 1e-12).sum(0)
         largest = np.maximum(largest, means.max(1))
     above = len(signs) - np.searchsorted(np.sort(largest), true - 1e-12)

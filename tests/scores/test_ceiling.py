@@ -182,6 +182,16 @@ def test_subjects_must_correspond():
         noise_ceiling(subjects, "ncsr")
 
 
+@pytest.mark.parametrize("method", ["ncsnr", "fev"])
+def test_stimuli_that_a_target_never_saw_do_not_count(method):
+    full = simulate(0.4, n_stimuli=600, n_repeats=4)
+    values = full.values.copy()
+    values[::3] = np.nan
+    estimates = noise_ceiling(full.copy(data=values), method).values
+    truth = 0.4 / (0.4 + 0.6 / 4)
+    assert abs(estimates.mean() - truth) < 4 * estimates.std() / np.sqrt(len(estimates)) + 0.005
+
+
 def test_unequal_repeats_are_weighed_as_they_are():
     full = simulate(0.4, n_stimuli=600, n_repeats=4)
     values = full.values.copy()

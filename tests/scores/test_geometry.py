@@ -331,6 +331,18 @@ def test_time_courses_rise_when_the_signal_does(rng):
         rsa(features_of(base), brain.expand_dims(session=2))
 
 
+def test_missing_pairs_are_no_evidence(rng):
+    model = features_of(rng.standard_normal((20, 10)))
+    brain = rdm(features_of(rng.standard_normal((20, 10))))
+    brain[3, 5] = brain[5, 3] = np.nan
+    with pytest.raises(SchemaError, match="lack 1 of 190 pairs"):
+        rsa(model, brain)
+    flat = brain.copy(data=1 - np.eye(20, dtype=np.float32))
+    found = rsa({"flat": flat, "model": model}, brain.fillna(1.0), n_permutations=50, n_resamples=0)
+    assert np.isnan(found["p"].values[0])
+    assert np.isfinite(found["p"].values[1])
+
+
 def test_responses_have_rdms_of_the_same_metric(values, rng):
     responses = features_of(values[:, :10] + 0.1 * rng.standard_normal((N, 10)), dim="voxel")
     found = rsa(features_of(values[:, :10]), responses, metric="euclidean", n_resamples=0)

@@ -233,6 +233,10 @@ def test_targets_of_a_common_space_and_missing_regions():
     group = group_level(scores, by="target")
     assert group["p_fwe"].values[:, 0].max() < 0.05
     assert group["p_fwe"].values[:, 1:].min() > 0.05
+    places = [one.assign_coords(parcel=np.arange(20)) for one in scores]
+    places[2] = places[2].assign_coords(parcel=np.arange(20)[::-1])
+    with pytest.raises(PairingError, match="parcels of subject 2 are others.*'parcel'"):
+        group_level(places, by="target")
     without = [one if n else one.isel(parcel=slice(0, 10)) for n, one in enumerate(scores)]
     assert group_level(without)["n_subjects"].sel(roi_name="IT").values.tolist() == [7, 7]
     with pytest.raises(PairingError, match="common space"):

@@ -8,6 +8,7 @@ import pytest
 import xarray as xr
 from sklearn.base import clone
 from sklearn.kernel_ridge import KernelRidge
+from sklearn.model_selection import KFold
 
 import neurodl as ndl
 from neurodl.errors import PairingError
@@ -96,6 +97,8 @@ def test_the_default_follows_from_the_data(film, responses, rng):
     one = film.assign_coords(run=("time", ["1"] * 100))
     with pytest.raises(ValueError, match="Say what to keep together"):
         make_splits(one, 4)
+    with pytest.raises(ValueError, match="Say what to keep together"):
+        make_splits(runs, KFold(4))  # which knows no runs
     rows = np.arange(100)
     assert make_splits(runs, [(rows[:50], rows[50:])])[1] is None
     X = xr.DataArray(rng.standard_normal((100, 3)), runs.coords, ("time", "feature"))
@@ -176,6 +179,11 @@ def test_neighbours_of_test_stimuli_are_left_out(responses, rng):
     for (train, test), (every, same) in zip(splits, plain, strict=True):
         assert test.tolist() == same.tolist()
         assert train.tolist() == [row for row in every if partner[row] not in test]
+    by_session = make_splits(responses, ndl.SimilarityKFold(3, features=features), "session")[0]
+    for (_, test), (_, same) in zip(
+        by_session, make_splits(responses, 3, "session")[0], strict=True
+    ):
+        assert test.tolist() == same.tolist()
     whole = ndl.SimilarityKFold(5, threshold=1.01, features=features)
     for (train, _), (every, _) in zip(make_splits(responses, whole)[0], plain, strict=True):
         assert train.tolist() == every.tolist()

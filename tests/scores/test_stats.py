@@ -16,7 +16,8 @@ from neurodl.models import KernelRidgeCV, RidgeCV
 from neurodl.models._permutation import permuted_r
 from neurodl.runtime import derive_seed
 from neurodl.scores import permutation_test
-from neurodl.scores.stats import false_discovery_rate, random_orders
+from neurodl.scores.splitters import PurgedKFold
+from neurodl.scores.stats import _compare, false_discovery_rate, random_orders
 
 pytestmark = pytest.mark.filterwarnings("ignore::neurodl.errors.NeurodlWarning")
 
@@ -165,6 +166,28 @@ def test_differences_between_groups_are_no_predictivity():
             p[name] += test["p"].values[0].tolist()
     assert np.mean(np.array(p["across"]) <= 0.05) > 0.9
     assert np.mean(np.array(p["within"]) <= 0.05) < 0.2
+
+
+def test_blocks_with_gaps_are_shifted_as_a_run():
+    rng = np.random.default_rng(0)
+    coords = {"time": np.arange(120.0)}
+    X = xr.DataArray(rng.standard_normal((120, 4)), coords, ("time", "feature"))
+    Y = xr.DataArray(
+        np.hstack([X.values[:, :1], X.values[:, 1:2]]) + rng.standard_normal((120, 2)),
+        coords,
+        ("time", "voxel"),
+        attrs={"units": "a.u.", "bin_width": 1.0},
+    )
+    cv = PurgedKFold(3, purge=2)
+    found = permutation_test(RidgeCV([1.0], device="cpu"), X, Y, cv=cv, n_permutations=99)
+    assert (found["p"] <= 0.02).all()
+
+
+def test_p_is_unknown_where_r_is():
+    parts = [(slice(0, 2), slice(0, 3), np.array([[0.5, np.nan], [0.1, 0.2], [0.2, 0.1]]))]
+    p, p_fwe = _compare(iter(parts), 2, 2)
+    np.testing.assert_allclose(p, [1 / 3, np.nan])
+    assert np.isnan(p_fwe[1])
 
 
 def test_whole_groups_are_exchanged():
