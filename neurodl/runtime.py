@@ -76,6 +76,29 @@ def has_fast_half(device: torch.device) -> bool:
     )
 
 
+@contextlib.contextmanager
+def lent(module: torch.nn.Module, device: torch.device) -> Iterator[torch.nn.Module]:
+    """Move a network to a device in a block, and back to where it was."""
+    home = next((one.device for one in (*module.parameters(), *module.buffers())), device)
+    try:
+        yield module.to(device)
+    finally:
+        module.to(home)
+
+
+def precision_of(device: torch.device, amp: bool) -> Any:
+    """Return a block in which convolutions are in float32 proper unless `amp` asks for speed.
+
+    By default GPUs round their factors to 10 bits (TF32).
+    """
+    import torch
+
+    if amp or device.type != "cuda":
+        return contextlib.nullcontext()
+    cudnn = torch.backends.cudnn
+    return cudnn.flags(cudnn.enabled, cudnn.benchmark, cudnn.deterministic, allow_tf32=False)
+
+
 def names_several(device: Any) -> bool:
     """Return whether `device` is a list, or all GPUs, in place of one device."""
     return isinstance(device, list | tuple) or str(device) == ALL_GPUS

@@ -22,7 +22,7 @@ from neurodl.errors import FileFormatError, NeurodlWarning, UnknownNameError, li
 from neurodl.features.cache import ROWS_PER_CHUNK
 from neurodl.features.pool import check_pool, check_time
 from neurodl.features.taps import Taps
-from neurodl.runtime import has_fast_half, progress, resolve_device
+from neurodl.runtime import has_fast_half, lent, precision_of, progress, resolve_device
 from neurodl.stimuli import Stimuli
 
 logger = logging.getLogger(__name__)
@@ -210,7 +210,8 @@ class ForwardPass:
         chunks, coming = tee(chunks)
         rows = (row for chunk in coming for row in self.rows(chunk))
         with (
-            _fast_layout(self.backbone.module.to(self.device)) as module,
+            lent(self.backbone.module, self.device) as network,
+            _fast_layout(network) as module,
             Taps(self.backbone, names, self.pool, self.time) as taps,
             ThreadPoolExecutor(N_DECODERS) as pool,
         ):
@@ -345,7 +346,11 @@ class ForwardPass:
         layout = LAYOUTS.get(batch.ndim, torch.contiguous_format)
         batch = self.backbone.as_input(batch.to(self.device)).contiguous(memory_format=layout)
         parts = batch.split(self.batch_size) if self._framewise else [batch]
-        with torch.inference_mode(), torch.autocast(self.device.type, enabled=self.amp):
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device.type, enabled=self.amp),
+            precision_of(self.device, self.amp),
+        ):
             passed = [taps.run(module, part) for part in parts]
         pooled = passed[0]
         if len(passed) > 1:

@@ -18,7 +18,7 @@ from neurodl.backbones.motion_filters import (
 )
 from neurodl.errors import FileFormatError
 from neurodl.io.video import frame_blocks
-from neurodl.runtime import resolve_device
+from neurodl.runtime import lent, precision_of, resolve_device
 from neurodl.schema import check_features
 
 BLOCK = 32  # frames that are decoded at once
@@ -101,8 +101,9 @@ def motion_energy(
     else:
         name, blocks = "frames", _checked_blocks(np.asarray(movie))
     luminances = (backbone.transform(_pixels(block))[0].to(chosen) for block in blocks)
-    pieces = stream(network.to(chosen), luminances)
-    values = np.concatenate([piece.cpu().numpy() for piece in pieces])
+    with lent(network, chosen), precision_of(chosen, amp=False):
+        pieces = [piece.cpu().numpy() for piece in stream(network, luminances)]
+    values = np.concatenate(pieces)
     array = xr.DataArray(
         values,
         dims=("time", "feature"),

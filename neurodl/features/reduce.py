@@ -138,6 +138,7 @@ class SparseProjection(TransformerMixin, BaseEstimator):
                 torch.from_numpy(entries.data),
                 entries.shape,
                 device=values.device,
+                check_invariants=True,
             ).coalesce()
         return torch.sparse.mm(self._on_device, values.T).T
 

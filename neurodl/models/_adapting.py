@@ -105,7 +105,7 @@ class Adaptation:
         frozen: FrozenOutputs | None = None,
     ) -> None:
         self.options, self.backbone, self.given = options, backbone, given
-        self.where, self.label, self.device = where, label, where.devices[0]
+        self.where, self.label, self.device = where, label, where.device
         self.train, self.validation = split_validation(
             options.validation, len(given.rows), given.groups, options.seed
         )
@@ -249,7 +249,7 @@ class Adaptation:
         options = self.options
         return _fitting.Stage(
             "readout",
-            [{"params": list(self.network.readouts.parameters()), "lr": options.lr}],
+            [{"params": _moving(self.network.readouts, options.loss), "lr": options.lr}],
             max_epochs=options.readout_epochs,
             patience=options.readout_patience,
             penalty=Penalty(self.network, options.l1, options.l2),
@@ -264,7 +264,7 @@ class Adaptation:
         groups = _core_groups(self.network, self.depths, options)
         penalised = (options.l1, options.l2)
         if readouts is not None:
-            groups.insert(0, {"params": list(readouts.parameters()), "lr": options.lr})
+            groups.insert(0, {"params": _moving(readouts, options.loss), "lr": options.lr})
         else:
             penalised = (0.0, 0.0)
         return _fitting.Stage(
@@ -308,6 +308,18 @@ def seeded(seed: int, label: str) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, label))
         yield
+
+
+def _moving(readouts: nn.Module, loss: str) -> list[nn.Parameter]:
+    """Return the parameters of readouts that a loss can tell.
+
+    A correlation is the same with any bias, whose gradient is nothing but rounding errors.
+    """
+    return [
+        one
+        for name, one in readouts.named_parameters()
+        if loss != "correlation" or not name.endswith("bias")
+    ]
 
 
 def _common(options: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -75,6 +76,7 @@ class Targets:
         if runs is not None:
             number = np.unique(np.asarray(runs), return_inverse=True)[1]
             self.run = torch.as_tensor(number, device=self.device)
+        self.ahead: _Ahead | None = None
         most = targets_at_once(self.n_samples, self.dtype.itemsize, self.device.type)
         self.n_at_once = most if at_once is None else at_once
 
@@ -106,6 +108,16 @@ class Targets:
         Where memory does not suffice for a block, it goes on with blocks half the size: `work`
         must not change anything outside before it has succeeded.
         """
+        on_host = self.device.type == "cuda" and not isinstance(self.y, torch.Tensor)
+        self.ahead = _Ahead(self.y, self.device) if on_host else None
+        try:
+            yield from self._mapped(work)
+        finally:
+            if self.ahead is not None:
+                self.ahead.close()
+                self.ahead = None
+
+    def _mapped(self, work: Callable[[Block], Result]) -> Iterator[tuple[Block, Result]]:
         start = 0
         while start < self.n_targets:
             try:
@@ -129,6 +141,12 @@ class Targets:
 
     def _read(self, columns: slice) -> torch.Tensor:
         """Return a fresh (n_targets, n_train) tensor."""
+        if self.ahead is not None:
+            stop = min(columns.stop + self.n_at_once, self.n_targets)
+            moved = self.ahead.read(columns, slice(columns.stop, stop))
+            if self.rows is not None:
+                moved = moved[torch.as_tensor(self.rows, device=self.device)]
+            return moved.T.to(self.dtype, copy=True).contiguous()
         raw = self.y[:, columns]
         if isinstance(raw, torch.Tensor):
             raw = raw.detach()
@@ -156,6 +174,50 @@ class Targets:
             f"such as target {first + bad[0]} in rows {listed(rows)}. "
             "Leave these rows or targets out, or say nan_targets='exclude'."
         )
+
+
+class _Ahead:
+    """Brings columns of an array on the host to a CUDA device, the next ones while it computes."""
+
+    def __init__(self, y: Any, device: torch.device) -> None:
+        self.y, self.device = y, device
+        self.thread = ThreadPoolExecutor(1)
+        self.stream = torch.cuda.Stream(device)
+        self.waiting: tuple[slice, Future[torch.Tensor]] | None = None
+
+    def read(self, columns: slice, following: slice) -> torch.Tensor:
+        """Return columns (n_samples, n_columns) on the device, and begin with those that follow."""
+        if self.waiting is not None and self.waiting[0] == columns:
+            future = self.waiting[1]
+        else:
+            future = self.thread.submit(self._move, columns)
+        self.waiting = None
+        moved = future.result()
+        if following.stop > following.start:
+            self.waiting = following, self.thread.submit(self._move, following)
+        moved.record_stream(torch.cuda.current_stream(self.device))
+        return moved
+
+    def close(self) -> None:
+        """Forget what was read ahead."""
+        self.thread.shutdown(cancel_futures=True)
+        self.waiting = None
+
+    def _move(self, columns: slice) -> torch.Tensor:
+        raw = np.asarray(self.y[:, columns])
+        host = torch.empty(raw.shape, dtype=_torch_dtype(raw), pin_memory=True)
+        if raw.flags.writeable:
+            host.copy_(torch.from_numpy(raw))  # on all cores, unlike numpy's copy
+        else:
+            np.copyto(host.numpy(), raw)
+        with torch.cuda.stream(self.stream):
+            moved = host.to(self.device, non_blocking=True)
+        self.stream.synchronize()
+        return moved
+
+
+def _torch_dtype(array: np.ndarray) -> torch.dtype:
+    return torch.from_numpy(np.empty(0, array.dtype.newbyteorder("="))).dtype
 
 
 def targets_at_once(n_samples: int, itemsize: int, device: str) -> int:

@@ -39,6 +39,11 @@ class Place(NamedTuple):
     logs: Path | None
     checkpoints: Path | None
 
+    @property
+    def device(self) -> torch.device:
+        """The first device."""
+        return self.devices[0]
+
 
 def place(device: Any, amp: bool | None, logs: Any, checkpoints: Any) -> Place:
     """Return where and how to train; see `NeuralEncoder`."""
@@ -133,7 +138,7 @@ class _Bar(TQDMProgressBar):
 
 
 def _trainer(fitting: Fitting, where: Place, label: str, end: _End) -> Any:
-    first = where.devices[0]
+    first = where.device
     indices = [device.index or 0 for device in where.devices]
     loggers: Any = False
     if where.logs is not None:

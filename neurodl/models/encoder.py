@@ -25,7 +25,7 @@ from neurodl.models._network import Network
 from neurodl.models._shown import Shown, make_augmentation, moving
 from neurodl.models._splits import check_rows
 from neurodl.models.readouts import READOUTS, RIDGE
-from neurodl.runtime import resolve_devices
+from neurodl.runtime import precision_of, resolve_devices
 
 if TYPE_CHECKING:
     from neurodl.models._adapting import FrozenOutputs
@@ -426,7 +426,8 @@ class NeuralEncoder(MultiOutputMixin, RegressorMixin, BaseEstimator):
         )
         where = engine.place(self.device, self.amp, self.logs, self.checkpoints)
         label = self._label(backbone, given)
-        return engine.Adaptation(self, backbone, layers, given, where, label, frozen).run()
+        with precision_of(where.device, where.amp):
+            return engine.Adaptation(self, backbone, layers, given, where, label, frozen).run()
 
     def _learn(self, adapted: Any, y: Any) -> None:
         network = adapted.network.cpu()
@@ -599,7 +600,11 @@ def _predict(
     network.eval().to(device)
     scale = scale.to(device)
     parts = []
-    with torch.inference_mode(), torch.autocast(device.type, enabled=amp):
+    with (
+        torch.inference_mode(),
+        torch.autocast(device.type, enabled=amp),
+        precision_of(device, amp),
+    ):
         for start in range(0, len(stimulus), N_AT_ONCE):
             inputs = shown.inputs(stimulus[start : start + N_AT_ONCE]).to(device)
             output = network(network.backbone.as_input(inputs)).float()

@@ -88,7 +88,7 @@ class Fits:
             for part in parts:
                 test, places = self.splits[part.fold][1], columns[part.columns]
                 predicted = part.predicted
-                observed = self.observed[test][:, part.columns]
+                observed = self.observed[:, part.columns][test]
                 observed = torch.as_tensor(observed, device=predicted.device)
                 for name, score in (("r", pearson_r), ("r2", r2)):
                     result[name][part.fold, places] = over_known(score, predicted, observed)

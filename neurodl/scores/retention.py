@@ -13,7 +13,7 @@ from neurodl.features import extract_features
 from neurodl.models import NeuralEncoder
 from neurodl.models._anchors import class_scores, source_labels
 from neurodl.models._shown import Shown
-from neurodl.runtime import resolve_device
+from neurodl.runtime import lent, resolve_device
 from neurodl.scores.similarity import cka
 from neurodl.stimuli import Stimuli
 
@@ -102,11 +102,11 @@ def _accuracy(
 ) -> float:
     """Return the share of the source set whose class the network names."""
     shown = Shown(backbone, source)
-    module = backbone.module.to(device)
     n_right = 0
-    for start in range(0, len(source), N_AT_ONCE):
-        rows = np.arange(start, min(start + N_AT_ONCE, len(source)))
-        inputs = backbone.as_input(shown.inputs(rows).to(device))
-        said = class_scores(module, inputs, backbone.name).argmax(1)
-        n_right += int((said.cpu().numpy() == labels[rows]).sum())
+    with lent(backbone.module, device) as module:
+        for start in range(0, len(source), N_AT_ONCE):
+            rows = np.arange(start, min(start + N_AT_ONCE, len(source)))
+            inputs = backbone.as_input(shown.inputs(rows).to(device))
+            said = class_scores(module, inputs, backbone.name).argmax(1)
+            n_right += int((said.cpu().numpy() == labels[rows]).sum())
     return n_right / len(source)
