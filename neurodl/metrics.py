@@ -107,3 +107,96 @@ def r2_by_band(
     centred, varies = _centred(observed)
     share = (parts * (2 * centred - (predicted - mean))).sum(1) / centred.square().sum(0)
     return torch.where(varies, share, torch.nan)
+
+
+def poisson_deviance(rate: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Return the mean deviance of counts from Poisson rates over samples, shape (..., n_targets).
+
+    Twice the log-likelihood that a model which knows the counts has beyond that of the rates:
+    2 (y log(y / rate) - (y - rate)); 0 at best. Infinite where a rate is 0 and there are spikes,
+    NaN where one is negative.
+
+    Parameters
+    ----------
+    rate, counts : torch.Tensor, shape (..., n_samples, n_targets)
+        Expected and observed counts in each bin.
+
+    References
+    ----------
+    McCullagh & Nelder (1989), Generalized Linear Models.
+
+    Examples
+    --------
+    >>> poisson_deviance(torch.tensor([[1.0], [1.0]]), torch.tensor([[0.0], [2.0]]))
+    tensor([1.3863])
+    """
+    rate = torch.where(rate < 0, torch.nan, rate)
+    excess = torch.xlogy(counts, counts) - torch.xlogy(counts, rate) - (counts - rate)
+    return 2 * excess.mean(-2)
+
+
+def pseudo_r2(
+    rate: torch.Tensor, counts: torch.Tensor, null: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return the share of the null model's Poisson deviance that the rates explain.
+
+    1 - deviance(rate) / deviance(null); 0 for a model no better than a constant rate, NaN where
+    the counts have no deviance from it.
+
+    Parameters
+    ----------
+    rate, counts : torch.Tensor, shape (..., n_samples, n_targets)
+    null : torch.Tensor, shape (n_targets,), optional
+        The constant rate; by default the mean of `counts`. In cross-validation that of the
+        training rows, which a model could know.
+
+    References
+    ----------
+    Cameron & Windmeijer (1997), An R-squared measure of goodness of fit for some common nonlinear
+    regression models, Journal of Econometrics 77.
+
+    Examples
+    --------
+    >>> counts = torch.tensor([[0.0], [2.0]])
+    >>> pseudo_r2(torch.tensor([[0.5], [1.5]]), counts)
+    tensor([0.5850])
+    """
+    total = poisson_deviance(_null_rate(counts, null), counts)
+    explained = 1 - poisson_deviance(rate, counts) / total
+    return torch.where(total > 0, explained, torch.nan)
+
+
+def bits_per_spike(
+    rate: torch.Tensor, counts: torch.Tensor, null: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return the information that the rates carry beyond a constant one [bits / spike].
+
+    (log-likelihood(rate) - log-likelihood(null)) / (n_spikes log 2), shape (..., n_targets); NaN
+    without spikes.
+
+    Parameters
+    ----------
+    rate, counts, null
+        See `pseudo_r2`.
+
+    References
+    ----------
+    Pillow et al. (2008), Spatio-temporal correlations and visual signalling in a complete neuronal
+    population, Nature 454; Pei et al. (2021), Neural Latents Benchmark '21, NeurIPS Datasets.
+
+    Examples
+    --------
+    >>> counts = torch.tensor([[0.0], [2.0]])
+    >>> bits_per_spike(torch.tensor([[1e-9], [2.0]]), counts)
+    tensor([1.])
+    """
+    gained = poisson_deviance(_null_rate(counts, null), counts) - poisson_deviance(rate, counts)
+    n_spikes = counts.sum(-2)
+    bits = gained * counts.shape[-2] / (2 * torch.log(torch.tensor(2.0)) * n_spikes)
+    return torch.where(n_spikes > 0, bits, torch.nan)
+
+
+def _null_rate(counts: torch.Tensor, null: torch.Tensor | None) -> torch.Tensor:
+    """Return the constant rate as (..., n_samples, n_targets)."""
+    mean = counts.mean(-2) if null is None else null
+    return mean[..., None, :].expand(counts.shape)

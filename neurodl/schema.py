@@ -18,8 +18,9 @@ SCORE_VARIABLES = ("r", "r2")
 OF_SCORES = {
     "r", "r2", "alpha", "ceiling", "r_normalized", "p", "p_fwe", "q", "q_by", "r_low", "r_high",
     "weight", "alpha_by_band", "cv_score_by_band", "r2_by_band", "predicted", "observed",
-    "difference", "explained", "unique", "similarity", "target_centre", "mean", "low", "high",
-    "sd", "n_subjects", "gain", "layer", "fold", "band", "backbone", "weights", "n_features",
+    "difference", "explained", "deviance", "pseudo_r2", "bits_per_spike", "unique", "similarity",
+    "target_centre", "mean", "low", "high", "sd", "n_subjects", "gain", "layer", "fold", "band",
+    "backbone", "weights", "n_features",
 }  # fmt: skip
 LOOKED_AT = 1 << 22  # values at a time, in a search for infinite ones
 

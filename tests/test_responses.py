@@ -15,7 +15,6 @@ from neurodl.errors import NeurodlWarning, PairingError, SchemaError, UnknownNam
 from neurodl.io.nifti import to_image
 from neurodl.responses import (
     average_repeats,
-    bin_spikes,
     select,
     single_trial_betas,
     stack_repeats,
@@ -173,82 +172,6 @@ def test_select_names_near_matches(presentations):
         select(presentations, rois="V1")
     with pytest.raises(UnknownNameError):
         select(presentations, roi="")
-
-
-@pytest.fixture
-def spikes(rng):
-    return {"u1": rng.uniform(0, 20, 400), "u2": np.sort(rng.uniform(0, 20, 90)), "u3": []}
-
-
-@pytest.fixture
-def shown():
-    return pd.DataFrame(
-        {"onset": [0.5, 3.0, 8.25, 12.0], "stimulus": ["x", "y", "x", "z"], "run": [1, 1, 2, 2]}
-    )
-
-
-def test_bin_spikes_counts_as_a_loop_does(spikes, shown):
-    counts = bin_spikes(spikes, shown, window=(0.05, 0.2))
-    assert counts.dims == ("presentation", "unit")
-    assert counts.dtype == np.float32
-    for row, onset in enumerate(shown["onset"]):
-        for unit, times in spikes.items():
-            expected = sum(onset + 0.05 <= t < onset + 0.2 for t in times)
-            assert counts.sel(unit=unit)[row] == expected
-    assert counts.attrs["units"] == "spikes"
-    assert counts["stimulus"].values.tolist() == ["x", "y", "x", "z"]
-    assert counts["run"].values.tolist() == ["1", "1", "2", "2"]
-    check_responses(counts)
-
-
-def test_bins_add_up_to_the_window(spikes, shown):
-    binned = bin_spikes(spikes, shown, window=(-0.1, 0.2), bin_width=0.01)
-    assert binned.dims == ("presentation", "time", "unit")
-    np.testing.assert_allclose(binned["time"], np.arange(30) * 0.01 - 0.1, atol=1e-12)
-    assert binned.attrs["bin_width"] == 0.01
-    whole = bin_spikes(spikes, shown, window=(-0.1, 0.2))
-    np.testing.assert_array_equal(binned.sum("time"), whole)
-    check_responses(binned)
-
-
-def test_a_spike_on_a_border_counts_once():
-    events = pd.DataFrame({"onset": [1.0], "trial_type": ["x"]})
-    binned = bin_spikes(
-        {"u": np.array([1.0, 1.25, 1.5, 2.0])}, events, window=(0, 0.5), bin_width=0.25
-    )
-    assert binned.values.ravel().tolist() == [1, 1]
-
-
-def test_stimuli_with_onsets_are_events(spikes, shown):
-    class Shown:
-        table = shown.iloc[:2].set_index("stimulus")
-
-    expected = bin_spikes(spikes, shown[:2], window=(0, 1))
-    xr.testing.assert_identical(bin_spikes(spikes, Shown(), window=(0, 1)), expected)
-
-
-def test_bin_spikes_bad_input(spikes, shown):
-    with pytest.raises(ValueError, match="`window`"):
-        bin_spikes(spikes, shown, window=(0.2, 0.2))
-    for width in (0.07, 0, -1, 5):
-        with pytest.raises(ValueError, match="`bin_width` must divide the window of 0.2 s"):
-            bin_spikes(spikes, shown, window=(0, 0.2), bin_width=width)
-    with pytest.raises(SchemaError, match="'stimulus', 'stim_file', 'trial_type'"):
-        bin_spikes(spikes, shown.drop(columns="stimulus"), window=(0, 1))
-    with pytest.raises(SchemaError, match="no column 'onset'"):
-        bin_spikes(spikes, shown.drop(columns="onset"), window=(0, 1))
-    with pytest.raises(SchemaError, match="unit 'u9'"):
-        bin_spikes({"u9": np.array([1, np.nan])}, shown, window=(0, 1))
-    with pytest.raises(SchemaError, match="no units"):
-        bin_spikes({}, shown, window=(0, 1))
-
-
-def test_events_outside_the_recording_are_counted(spikes, shown):
-    late = shown.assign(onset=[0.5, 3, 900, 1200])
-    with pytest.warns(NeurodlWarning, match="2 of 4 events.*same clock") as caught:
-        counts = bin_spikes(spikes, late, window=(0, 1))
-    assert caught[0].filename == __file__
-    assert counts[2:].sum() == 0
 
 
 TR = 2.0

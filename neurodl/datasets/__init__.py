@@ -10,7 +10,12 @@ from neurodl.datasets.registry import (
     list_datasets,
     load_dataset,
 )
-from neurodl.datasets.simulated import Simulation, simulate, write_simulated
+from neurodl.datasets.simulated import (
+    Simulation,
+    simulate,
+    simulate_population,
+    write_simulated,
+)
 
 __all__ = [
     "LOADERS",
@@ -23,5 +28,6 @@ __all__ = [
     "list_datasets",
     "load_dataset",
     "simulate",
+    "simulate_population",
     "write_simulated",
 ]

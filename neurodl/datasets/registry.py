@@ -31,7 +31,12 @@ from neurodl.datasets.hcp_retino import load_hcp_retino
 from neurodl.datasets.kay2008 import load_kay2008
 from neurodl.datasets.nsd import load_nsd
 from neurodl.datasets.rdms import load_bonner2017, load_cichy2014
-from neurodl.datasets.simulated import Simulation, simulate
+from neurodl.datasets.simulated import (
+    PopulationSimulation,
+    Simulation,
+    simulate,
+    simulate_population,
+)
 from neurodl.datasets.steinmetz2019 import load_steinmetz2019
 from neurodl.datasets.stringer import (
     load_stringer_images,
@@ -41,8 +46,9 @@ from neurodl.datasets.stringer import (
 from neurodl.errors import UnknownNameError, did_you_mean
 from neurodl.responses import select
 
-LOADERS: dict[str, Callable[..., Experiment | Simulation]] = {
+LOADERS: dict[str, Callable[..., Experiment | Simulation | PopulationSimulation]] = {
     "simulated": simulate,
+    "simulated_population": simulate_population,
     "kay2008": load_kay2008,
     "algonauts2023": load_algonauts2023,
     "nsd": load_nsd,
@@ -123,7 +129,7 @@ def load_dataset(
     if selects_roi and roi is not None:
         given["roi"] = chosen["roi"]
     loaded = loader(**given)
-    experiment = loaded.experiment if isinstance(loaded, Simulation) else loaded
+    experiment = loaded if isinstance(loaded, Experiment) else loaded.experiment
     experiment = dataclasses.replace(experiment, card=card.facts)
     return experiment if roi is None or selects_roi else _only_roi(experiment, chosen["roi"])
 

@@ -9,6 +9,7 @@ from neurodl.features.kernel import extract_kernels
 from neurodl.features.motion import motion_energy
 from neurodl.features.pca import StreamedPCA
 from neurodl.features.pool import pool_output
+from neurodl.features.population import history_features, history_filters, population_features
 from neurodl.features.reduce import SparseProjection
 from neurodl.features.upkeep import list_cache, prune_cache, verify_cache
 
@@ -22,9 +23,12 @@ __all__ = [
     "event_design",
     "extract_features",
     "extract_kernels",
+    "history_features",
+    "history_filters",
     "list_cache",
     "motion_energy",
     "pool_output",
+    "population_features",
     "prune_cache",
     "verify_cache",
 ]

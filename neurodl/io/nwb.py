@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from neurodl.io.plain import open_npz
 SHOWN = ("stimulus", "stimulus_name", "image_name", "stim_name", "stimulus_id", "image_id")
 
 
-def read_spikes(path: str | Path) -> dict[str, np.ndarray]:
+def read_spikes(path: str | Path) -> Mapping[str, np.ndarray]:
     """Return the spike times of each unit in an NWB or npz file.
 
     Parameters
@@ -27,8 +28,9 @@ def read_spikes(path: str | Path) -> dict[str, np.ndarray]:
 
     Returns
     -------
-    dict of str to numpy.ndarray, shape (n_spikes,)
-        Spike times [s], sorted, by unit id.
+    mapping of str to numpy.ndarray, shape (n_spikes,)
+        Spike times [s] by unit id, in the order of the file. Those of an NWB file are read when
+        they are asked for, unit by unit.
 
     Raises
     ------
@@ -38,19 +40,26 @@ def read_spikes(path: str | Path) -> dict[str, np.ndarray]:
     path = Path(path)
     if not path.is_file():
         raise MissingFileError(f"The spike file {path} does not exist.")
-    reader = _read_npz if path.suffix == ".npz" else _read_nwb
-    spikes = reader(path)
+    if path.suffix != ".npz":
+        units = NwbSpikes(path)
+        if not units:
+            raise FileFormatError(f"{path} holds no units.")
+        return units
+    spikes = _read_npz(path)
     if not spikes:
         raise FileFormatError(f"{path} holds no units.")
-    for unit, times in spikes.items():
-        if times.ndim != 1 or not np.issubdtype(times.dtype, np.number):
-            raise FileFormatError(
-                f"Unit {unit!r} in {path} must be a 1-D array of spike times [s], but has shape "
-                f"{times.shape} and dtype {times.dtype}."
-            )
-        if not np.isfinite(times).all():
-            raise FileFormatError(f"Unit {unit!r} in {path} has spike times that are not finite.")
-    return {unit: np.sort(times).astype(np.float64) for unit, times in spikes.items()}
+    return {unit: _checked(unit, times, path) for unit, times in spikes.items()}
+
+
+def _checked(unit: str, times: np.ndarray, path: Path) -> np.ndarray:
+    if times.ndim != 1 or not np.issubdtype(times.dtype, np.number):
+        raise FileFormatError(
+            f"Unit {unit!r} in {path} must be a 1-D array of spike times [s], but has shape "
+            f"{times.shape} and dtype {times.dtype}."
+        )
+    if not np.isfinite(times).all():
+        raise FileFormatError(f"Unit {unit!r} in {path} has spike times that are not finite.")
+    return times.astype(np.float64)
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -60,23 +69,47 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         return {unit: stored[unit] for unit in stored}
 
 
-def _read_nwb(path: Path) -> dict[str, np.ndarray]:
-    """Read the units table of the NWB 2 layout, a ragged column, straight from HDF5."""
-    with open_hdf5(path) as file:
-        columns = {"spike_times", "spike_times_index"}
-        if "units" not in file or not columns <= set(file["units"]):
-            raise FileFormatError(f"{path} has no units table with spike times.")
-        times = stored(file, "units/spike_times")[:]
-        ends = stored(file, "units/spike_times_index")[:]
-        has_ids = "id" in file["units"]
-        ids = stored(file, "units/id")[:] if has_ids else np.arange(len(ends))
-    if len(ids) != len(ends) or (len(ends) and ends[-1] != len(times)):
-        raise FileFormatError(
-            f"The units table of {path} is inconsistent: {len(ids)} ids, {len(ends)} units and "
-            f"{len(times)} spike times, of which {ends[-1] if len(ends) else 0} are assigned."
-        )
-    parts = np.split(times, ends[:-1])
-    return {str(unit): part for unit, part in zip(ids, parts, strict=True)}
+class NwbSpikes(Mapping[str, np.ndarray]):
+    """Spike times [s] by unit of the NWB 2 layout, a ragged column, read straight from HDF5.
+
+    Only where each unit's times lie is read at once.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with open_hdf5(path) as file:
+            columns = {"spike_times", "spike_times_index"}
+            if "units" not in file or not columns <= set(file["units"]):
+                raise FileFormatError(f"{path} has no units table with spike times.")
+            n_times = len(stored(file, "units/spike_times"))
+            ends = stored(file, "units/spike_times_index")[:].astype(np.int64)
+            has_ids = "id" in file["units"]
+            ids = stored(file, "units/id")[:] if has_ids else np.arange(len(ends))
+        fits = len(ids) == len(ends) == len(set(ids.tolist())) and (np.diff(ends) >= 0).all()
+        if not fits or (len(ends) and ends[-1] != n_times):
+            raise FileFormatError(
+                f"The units table of {path} is inconsistent: {len(ids)} ids, {len(ends)} units and "
+                f"{n_times} spike times, of which {ends[-1] if len(ends) else 0} are assigned."
+            )
+        starts = np.r_[0, ends[:-1]]
+        self.places = {
+            str(unit): (int(start), int(end))
+            for unit, start, end in zip(ids, starts, ends, strict=True)
+        }
+
+    def __getitem__(self, unit: str) -> np.ndarray:
+        start, end = self.places[unit]
+        with open_hdf5(self.path) as file:
+            return _checked(unit, stored(file, "units/spike_times")[start:end], self.path)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} units of {self.path.name}>"
 
 
 def read_units(path: str | Path) -> pd.DataFrame:

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from sklearn.model_selection import GroupShuffleSplit, ShuffleSplit
 from torch import nn
 
 from neurodl.backbones import Backbone
@@ -37,6 +36,7 @@ from neurodl.models._crossfit import (
 from neurodl.models._losses import Scale, fit_scale, target_weights
 from neurodl.models._network import Network
 from neurodl.models._shown import MEMORY_SHARE, Shown
+from neurodl.models._splits import split_validation
 from neurodl.models.readouts import RIDGE, Standardized
 from neurodl.runtime import available_memory, derive_seed
 
@@ -414,29 +414,3 @@ class Kept:
     def __call__(self, rows: Any, seed: int | None) -> list[torch.Tensor]:
         """Return the outputs of some rows."""
         return [one[rows] for one in self.outputs]
-
-
-def split_validation(
-    share: float, n_rows: int, groups: np.ndarray | None, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows that train and those that early stopping looks at, of n_rows.
-
-    Raises
-    ------
-    ValueError
-        The share is not between 0 and 1, or there is too little to split.
-    """
-    if not 0 < share < 1:
-        raise ValueError(f"`validation` must be between 0 and 1, but got {share}.")
-    n_units = n_rows if groups is None else len(np.unique(groups))
-    if n_rows < 4 or n_units < 2:
-        raise ValueError(
-            f"There are {n_rows} training rows in {n_units} groups, of which a share of {share:g} "
-            "must validate: at least 4 rows, in 2 groups, are needed."
-        )
-    n_held = min(max(round(share * n_units), 1 if groups is not None else 2), n_units - 1)
-    random_state = derive_seed(seed, "validation")
-    kind = ShuffleSplit if groups is None else GroupShuffleSplit
-    splitter = kind(1, test_size=n_held, random_state=random_state)
-    train, validation = next(splitter.split(np.empty(n_rows), groups=groups))
-    return np.sort(train), np.sort(validation)

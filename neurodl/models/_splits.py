@@ -1,4 +1,4 @@
-"""The inner folds in which a model chooses its penalties."""
+"""Parts of the training rows: the folds that choose penalties, the rows that stop a training."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.model_selection import GroupKFold, KFold, check_cv
+from sklearn.model_selection import GroupKFold, GroupShuffleSplit, KFold, ShuffleSplit, check_cv
 
 from neurodl.errors import listed
+from neurodl.runtime import derive_seed
 
 Splits = list[tuple[np.ndarray, np.ndarray]]
 
@@ -81,3 +82,29 @@ def inner_splits(cv: Any, n_samples: int, groups: Any, seed: int) -> Splits:
     if empty or not splits:
         raise ValueError(f"`cv` gives no training or no test rows in inner folds {empty}.")
     return splits
+
+
+def split_validation(
+    share: float, n_rows: int, groups: np.ndarray | None, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows that train and those that early stopping looks at, of n_rows.
+
+    Raises
+    ------
+    ValueError
+        The share is not between 0 and 1, or there is too little to split.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"`validation` must be between 0 and 1, but got {share}.")
+    n_units = n_rows if groups is None else len(np.unique(groups))
+    if n_rows < 4 or n_units < 2:
+        raise ValueError(
+            f"There are {n_rows} training rows in {n_units} groups, of which a share of {share:g} "
+            "must validate: at least 4 rows, in 2 groups, are needed."
+        )
+    n_held = min(max(round(share * n_units), 1 if groups is not None else 2), n_units - 1)
+    random_state = derive_seed(seed, "validation")
+    kind = ShuffleSplit if groups is None else GroupShuffleSplit
+    splitter = kind(1, test_size=n_held, random_state=random_state)
+    train, validation = next(splitter.split(np.empty(n_rows), groups=groups))
+    return np.sort(train), np.sort(validation)

@@ -5,6 +5,7 @@ from neurodl.scores.ceiling import noise_ceiling, normalize_score
 from neurodl.scores.challenges import challenge_score
 from neurodl.scores.comparison import compare, comparison_table
 from neurodl.scores.crossval import cross_validate
+from neurodl.scores.decoding import decode
 from neurodl.scores.few_shot import few_shot_curve
 from neurodl.scores.geometry import rsa
 from neurodl.scores.local_geometry import encoding_rsa, searchlight_rsa
@@ -19,6 +20,7 @@ from neurodl.scores.splits import make_splits, target_splits
 from neurodl.scores.splitters import ClusterKFold, PurgedKFold, SimilarityKFold
 from neurodl.scores.stats import permutation_test
 from neurodl.scores.subjects import group_level
+from neurodl.scores.trials import trial_scores
 from neurodl.scores.weights import feature_weights, weight_maps
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "comparison_table",
     "copy_groups",
     "cross_validate",
+    "decode",
     "difference_test",
     "encoding_rsa",
     "feature_weights",
@@ -50,6 +53,7 @@ __all__ = [
     "rsa",
     "searchlight_rsa",
     "target_splits",
+    "trial_scores",
     "variance_partition",
     "weight_maps",
 ]

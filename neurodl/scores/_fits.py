@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
 
@@ -14,11 +14,25 @@ import xarray as xr
 from sklearn.base import clone
 
 from neurodl.errors import NeurodlWarning, UnknownNameError, did_you_mean
-from neurodl.metrics import pearson_r, r2, r2_by_band
+from neurodl.metrics import (
+    bits_per_spike,
+    pearson_r,
+    poisson_deviance,
+    pseudo_r2,
+    r2,
+    r2_by_band,
+)
 from neurodl.models._bands import band_columns
 from neurodl.models._base import FoldPrediction
 from neurodl.scores.auditing import Audit
 from neurodl.scores.pairing import fit_parameter, last_step, takes_kernel, takes_stimuli
+
+RATE_FLOOR = 0.01  # of a unit's mean count in the training rows
+OF_COUNTS: dict[str, Callable[..., torch.Tensor]] = {
+    "deviance": lambda rate, counts, null: poisson_deviance(rate, counts),
+    "pseudo_r2": pseudo_r2,
+    "bits_per_spike": bits_per_spike,
+}
 
 
 class Rows(NamedTuple):
@@ -54,7 +68,9 @@ class Fits:
         keep_predictions: bool,
         stimuli: Any = None,
         ceilings: list[np.ndarray] | None = None,
+        metrics: Sequence[str] = (),
     ) -> None:
+        self.metrics, self.n_raised = list(metrics), 0
         self.stimuli = stimuli if takes_stimuli(model) else None
         self.ceilings = ceilings
         self.model, self.used, self.splits = clone(model, safe=False), used, rows.splits
@@ -79,7 +95,8 @@ class Fits:
         band (fold, band, target). `advance` is told how many targets are done, fold by fold.
         """
         shape = (len(self.splits), len(self.used))
-        result = {name: np.full(shape, np.nan, np.float32) for name in ("r", "r2", "alpha")}
+        names = ("r", "r2", "alpha", *self.metrics)
+        result = {name: np.full(shape, np.nan, np.float32) for name in names}
         if self.keep_predictions:
             n_rows = len(self.observed)
             result["predicted"] = np.full((n_rows, len(self.used)), np.nan, np.float32)
@@ -92,6 +109,8 @@ class Fits:
                 observed = torch.as_tensor(observed, device=predicted.device)
                 for name, score in (("r", pearson_r), ("r2", r2)):
                     result[name][part.fold, places] = over_known(score, predicted, observed)
+                for name, found in self._of_counts(part, predicted, observed).items():
+                    result[name][part.fold, places] = found
                 result["alpha"][part.fold, places] = part.alpha.cpu().numpy()
                 by_band = dict(part.by_band or {})
                 if part.parts is not None:
@@ -105,6 +124,20 @@ class Fits:
                     result["predicted"][np.ix_(test, places)] = predicted.cpu().numpy()
                 advance(len(places))
         return result
+
+    def _of_counts(
+        self, part: FoldPrediction, predicted: torch.Tensor, observed: torch.Tensor
+    ) -> dict[str, np.ndarray]:
+        """Return the scores of counts, by rates that are raised to a floor where they are below."""
+        if not self.metrics:
+            return {}
+        train = self.splits[part.fold][0]
+        seen = self.observed[:, part.columns][train]
+        null = torch.as_tensor(np.nanmean(seen, 0), device=predicted.device)
+        floor = RATE_FLOOR * null
+        self.n_raised += int((predicted < floor).sum())
+        rate = torch.maximum(predicted, floor)
+        return {name: over_known(OF_COUNTS[name], rate, observed, null) for name in self.metrics}
 
     def predictions(self, features: Any) -> Generator[FoldPrediction, None, None]:
         """Yield the predictions of some targets in some fold."""
@@ -197,19 +230,24 @@ class Fits:
 
 
 def over_known(
-    score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    score: Callable[..., torch.Tensor],
     predicted: torch.Tensor,
     observed: torch.Tensor,
+    *by_target: torch.Tensor,
 ) -> np.ndarray:
-    """Return a score per target (n_targets,), over the rows in which it was recorded."""
+    """Return a score per target (n_targets,), over the rows in which it was recorded.
+
+    `by_target` are further arguments of the score, (n_targets,) each.
+    """
     known = observed.isfinite()
     if known.all():
-        return score(predicted, observed).cpu().numpy()
+        return score(predicted, observed, *by_target).cpu().numpy()
     found = np.full(observed.shape[1], np.nan, np.float32)
     patterns, which = torch.unique(known, dim=1, return_inverse=True)
     for number, rows in enumerate(patterns.T):
         columns = which == number
-        part = score(predicted[rows][:, columns], observed[rows][:, columns])
+        some = [one[columns] for one in by_target]
+        part = score(predicted[rows][:, columns], observed[rows][:, columns], *some)
         found[columns.cpu().numpy()] = part.cpu().numpy()
     return found
 

@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 
 from neurodl import __version__
-from neurodl.errors import SchemaError
+from neurodl.errors import SchemaError, UnknownNameError, did_you_mean
 from neurodl.responses import average_repeats
 from neurodl.runtime import describe_device, progress_bar, resolve_devices
 from neurodl.schema import (
@@ -25,7 +25,7 @@ from neurodl.schema import (
     target_dim,
 )
 from neurodl.scores._audit_case import Case
-from neurodl.scores._fits import Fits, Rows
+from neurodl.scores._fits import OF_COUNTS, Fits, Rows
 from neurodl.scores.auditing import audited
 from neurodl.scores.ceiling import (
     MIN_RELIABILITY,
@@ -63,6 +63,7 @@ def cross_validate(
     ceiling: xr.DataArray | None = None,
     unpaired: str = "error",
     allow: Sequence[str] = (),
+    metrics: Sequence[str] = (),
     keep_predictions: bool = False,
 ) -> xr.Dataset:
     """Return how well `model` predicts held-out responses from each layer's features.
@@ -99,6 +100,10 @@ def cross_validate(
     allow : sequence of str
         Checks of the auditor whose findings are known and accepted, such as "repeats"; see
         `audit`. The scores keep them, and a report prints them.
+    metrics : sequence of {"deviance", "pseudo_r2", "bits_per_spike"}
+        Scores of counts besides r and r2, against the mean rate of the training rows; see
+        `neurodl.metrics`. Predictions below a hundredth of it are raised to that, since a rate is
+        above 0: the attr n_rates_raised counts them.
     keep_predictions : bool
         Whether to keep ``predicted`` (layer, sample, target) and ``observed`` (sample, target),
         NaN where a row was never tested, and the coord tested_in, the fold of each row.
@@ -154,7 +159,8 @@ def cross_validate(
     if hasattr(last_step(model), "check_targets") and "roi" in responses.coords:
         last_step(model).check_targets(np.unique(responses["roi"].values.astype(str)))
     ceilings = fold_ceilings(model, whole, rows, given, used)
-    fold_scores = Fits(model, rows, used, keep_predictions, X, ceilings)
+    _check_metrics(metrics, observed[:, used])
+    fold_scores = Fits(model, rows, used, keep_predictions, X, ceilings, metrics)
     n_steps = len(layers) * len(splits) * int(used.sum())
     with progress_bar(label="fit", total=n_steps) as advance:
         results = [fold_scores.layer(array.values, advance) for array in layers.values()]
@@ -168,9 +174,25 @@ def cross_validate(
         **run_attrs(rows, groups, seed, used, whole, cv),
         **_device(model),
         **({"warnings": warned} if warned else {}),
+        **({"n_rates_raised": fold_scores.n_raised} if metrics else {}),
         **{f"n_{reason}": int(mask.sum()) for reason, mask in reasons.items()},
     }
     return check_scores(scores)
+
+
+def _check_metrics(metrics: Sequence[str], observed: np.ndarray) -> None:
+    """Raise unless metrics are known, and fit what was recorded."""
+    for name in metrics:
+        if name not in OF_COUNTS:
+            raise UnknownNameError(
+                f"`metrics` may have {list(OF_COUNTS)} besides r and r2, but got {name!r}. "
+                f"{did_you_mean(str(name), OF_COUNTS)}"
+            )
+    if metrics and np.nanmin(observed) < 0:
+        raise SchemaError(
+            f"{list(metrics)} are of counts or rates, but some responses are below 0: leave out "
+            "`metrics`, or give counts that were not transformed."
+        )
 
 
 def run_attrs(
@@ -360,6 +382,7 @@ def _dataset(
     names = [
         name for name in ("r", "r2", "alpha") if any(np.isfinite(x[name]).any() for x in results)
     ]
+    names += [name for name in OF_COUNTS if name in results[0]]
     names = list(dict.fromkeys(["r", "r2", *names]))
     data: dict[str, Any] = {
         name: (("layer", "fold", target), np.stack([result[name] for result in results]))

@@ -86,6 +86,9 @@ def default_groups(responses: xr.DataArray, cv: Any) -> str | None:
     samples = sample_dim(responses)
     if samples == "presentation":
         return "stimulus"
+    shown = responses.coords.get("stimulus")
+    if samples == "time" and shown is not None and shown.dims == (samples,):
+        return "stimulus" if isinstance(cv, numbers.Integral | str) else None
     runs = responses.coords.get("run")
     if samples != "time" or runs is None or runs.dims != (samples,):
         return None

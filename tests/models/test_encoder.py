@@ -278,7 +278,7 @@ def test_several_layers_add_up(backbone, stimuli, responses):
 
 
 def test_presentations_of_a_stimulus_validate_together(backbone, stimuli, responses):
-    from neurodl.models._adapting import split_validation
+    from neurodl.models._splits import split_validation
 
     rows = np.repeat(np.arange(48), 2)
     train, validation = split_validation(0.2, 96, rows, 0)
@@ -463,7 +463,7 @@ def test_a_folded_batch_normalisation_can_be_trained(stimuli):
 def test_statistics_can_be_those_of_the_training_stimuli(backbone, stimuli, responses):
     model = encoder(backbone, norm="adapt").fit(stimuli, responses)
     assert {name.split(".")[-1] for name in model.core_} == {"running_mean", "running_var"}
-    from neurodl.models._adapting import split_validation
+    from neurodl.models._splits import split_validation
 
     train, _ = split_validation(0.2, 96, None, 0)
     some = stimuli.sel([stimuli.ids[row] for row in train])
@@ -514,7 +514,7 @@ def test_gradients_are_clipped_to_their_norm(backbone, stimuli, responses, last_
 
 
 def test_the_epoch_that_is_kept_is_the_best_on_the_validation_rows(backbone, stimuli, responses):
-    from neurodl.models._adapting import split_validation
+    from neurodl.models._splits import split_validation
 
     options = {"readout_epochs": 60, "readout_patience": 8, "lr": 0.1}
     model = encoder(backbone, **options).fit(stimuli, responses)
@@ -547,7 +547,7 @@ def test_test_rows_touch_nothing(readout, backbone, stimuli, responses):
 
 def test_the_core_never_sees_the_validation_rows(backbone, stimuli, responses):
     """They choose the epoch; with one epoch that always improves, they change nothing."""
-    from neurodl.models._adapting import split_validation
+    from neurodl.models._splits import split_validation
 
     _, validation = split_validation(0.2, 96, None, 0)
     seen = []

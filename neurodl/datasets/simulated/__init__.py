@@ -1,6 +1,13 @@
-"""An fMRI experiment with known truth: natural-statistics images, visual areas, a known ceiling."""
+"""Experiments with known truth: fMRI of natural-statistics images, and spikes of a population."""
 
 from neurodl.datasets.simulated.bids import write_simulated
 from neurodl.datasets.simulated.experiment import Simulation, simulate
+from neurodl.datasets.simulated.population import PopulationSimulation, simulate_population
 
-__all__ = ["Simulation", "simulate", "write_simulated"]
+__all__ = [
+    "PopulationSimulation",
+    "Simulation",
+    "simulate",
+    "simulate_population",
+    "write_simulated",
+]

@@ -1,0 +1,154 @@
+"""Neurons as features: their values, raised cosines, histories and the filters behind weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from neurodl.errors import SchemaError, UnknownNameError
+from neurodl.features import history_features, history_filters, population_features
+from neurodl.features.population import raised_cosines
+from neurodl.models import PoissonRidgeCV
+from neurodl.schema import check_features
+
+
+@pytest.fixture
+def series(rng):
+    return xr.DataArray(
+        rng.poisson(1.0, (60, 3)).astype(np.float32),
+        dims=("time", "unit"),
+        coords={
+            "time": np.tile(np.arange(30) / 100, 2),
+            "run": ("time", np.repeat(["a", "b"], 30)),
+            "unit": ["x", "y", "z"],
+        },
+        attrs={"units": "spikes", "bin_width": 0.01},
+    )
+
+
+def test_population_features_are_the_responses(series):
+    features = population_features(series)
+    np.testing.assert_array_equal(features, series)
+    assert features["feature"].values.tolist() == ["x", "y", "z"]
+    assert features["run"].values.tolist() == series["run"].values.tolist()
+    check_features(features)
+    with pytest.raises(SchemaError, match="see as_runs"):
+        population_features(
+            xr.DataArray(
+                np.zeros((2, 3), np.float32),
+                dims=("presentation", "unit"),
+                coords={"stimulus": ("presentation", ["a", "b"])},
+                attrs={"units": "spikes"},
+            )
+        )
+
+
+@pytest.mark.parametrize("spacing", ["log", "linear"])
+def test_raised_cosines_are_their_formula(spacing):
+    basis = raised_cosines(6, 0.1, 0.002, spacing=spacing, offset=0.01)
+    lags = np.arange(1, 51) * 0.002
+    place = lags if spacing == "linear" else np.log(lags + 0.01)
+    centres = np.linspace(place[0], place[-1], 6)
+    step = centres[1] - centres[0]
+    expected = np.zeros((50, 6))
+    for column, centre in enumerate(centres):
+        near = np.abs(place - centre) < step
+        expected[near, column] = 0.5 + 0.5 * np.cos(np.pi * (place[near] - centre) / step)
+    np.testing.assert_allclose(basis, expected, atol=1e-12)
+    np.testing.assert_allclose(basis.sum(1), 1)
+    assert np.linalg.matrix_rank(basis) == 6
+    peaks = basis.argmax(0)
+    assert (np.diff(peaks) > 0).all()
+    if spacing == "log":
+        assert np.diff(peaks)[-1] > np.diff(peaks)[0]
+
+
+def test_history_is_of_the_past_of_the_run_only(series):
+    basis = raised_cosines(4, 0.08, 0.01)
+    features = history_features(series, duration=0.08, n_basis=4)
+    values = features.values.reshape(60, 3, 4)
+    for row in range(60):
+        first = 30 * (row // 30)
+        expected = np.zeros((3, 4))
+        for lag in range(1, 9):
+            if row - lag >= first:
+                expected += series.values[row - lag][:, None] * basis[lag - 1]
+        np.testing.assert_allclose(values[row], expected, rtol=1e-5, atol=1e-6)
+    assert features["source"].values[:5].tolist() == ["x"] * 4 + ["y"]
+    assert features["feature"].values[5] == "y:1"
+    assert features.attrs["extent"] == 0.08
+
+
+def test_filters_are_weights_through_the_basis(series, rng):
+    features = history_features(series, duration=0.08, n_basis=4, spacing="linear")
+    weights = rng.standard_normal((2, 12))
+    filters = history_filters(weights, features)
+    assert filters.dims == ("target", "source", "lag")
+    # the filters, applied lag by lag, are the features times the weights
+    direct = np.zeros((30, 2))
+    for row in range(30):
+        for place, lag in enumerate(range(1, 9)):
+            if row >= lag:
+                direct[row] += filters.values[:, :, place] @ series.values[row - lag]
+    np.testing.assert_allclose(features.values[:30] @ weights.T, direct, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(filters["lag"], np.arange(1, 9) / 100)
+    with pytest.raises(SchemaError, match="of 11 features, but there are 12"):
+        history_filters(weights[:, :11], features)
+    with pytest.raises(SchemaError, match="no features of history_features"):
+        history_filters(weights, population_features(series))
+
+
+def test_impossible_bases_are_errors(series):
+    for options, message in (
+        ({"n_basis": 9}, "from 1 to 8, the lags"),
+        ({"n_basis": 0}, "from 1 to 8"),
+        ({"duration": -1}, "must be above 0 s"),
+        ({"offset": 0.0}, "`offset`"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            history_features(series, **{"duration": 0.08, **options})
+    with pytest.raises(UnknownNameError, match="Did you mean 'linear'"):
+        history_features(series, duration=0.08, spacing="liner")
+    with pytest.raises(SchemaError, match="needs dims"):
+        history_features(series.rename(time="stimulus"), duration=0.08)
+
+
+@pytest.mark.slow
+def test_history_and_coupling_filters_are_recovered():
+    """Three coupled neurons: each quiet after its own spikes, the first drives the second."""
+    rng = np.random.default_rng(3)
+    width, n_runs, n_bins, duration = 0.005, 40, 2000, 0.05
+    basis = raised_cosines(4, duration, width)
+    true = np.zeros((3, 3, 4))  # target, source, bump
+    for unit in range(3):
+        true[unit, unit] = [-3.0, -1.5, -0.5, 0.0]
+    true[1, 0] = [0.0, 1.2, 0.6, 0.0]
+    true[0, 2] = [-0.8, -0.8, 0.0, 0.0]
+    filters = true @ basis.T
+    counts = np.zeros((n_runs, n_bins, 3))
+    for run in range(n_runs):
+        drive = np.full((n_bins + len(basis), 3), np.log(0.15))
+        for at in range(n_bins):
+            spikes = rng.poisson(np.exp(drive[at]))
+            counts[run, at] = spikes
+            drive[at + 1 : at + 1 + len(basis)] += np.einsum("tsl,s->lt", filters, spikes)
+    series = xr.DataArray(
+        counts.reshape(-1, 3).astype(np.float32),
+        dims=("time", "unit"),
+        coords={
+            "time": np.tile(np.arange(n_bins) * width, n_runs),
+            "run": ("time", np.repeat(np.arange(n_runs).astype(str), n_bins)),
+            "unit": ["a", "b", "c"],
+        },
+        attrs={"units": "spikes", "bin_width": width},
+    )
+    features = history_features(series, duration=duration, n_basis=4)
+    model = PoissonRidgeCV([1e-4], device="cpu").fit(features.values, series.values)
+    found = history_filters(model.coef_, features).values
+    present = np.abs(true).max(2) > 0
+    r = [np.corrcoef(found[i, j], filters[i, j])[0, 1] for i, j in np.argwhere(present)]
+    assert min(r) > 0.95
+    # what is there is recovered to scale, and what is not is about 0
+    assert np.abs(found - filters)[present].mean() < 0.15 * np.abs(filters[present]).mean()
+    assert np.abs(found[~present]).mean() < 0.1 * np.abs(filters[present]).mean()
