@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         motion_energy,
         population_features,
         prune_cache,
+        shown_features,
         verify_cache,
     )
     from neurodl.io.bids import read_bids
@@ -152,6 +153,7 @@ _HOMES = {
         "motion_energy",
         "population_features",
         "prune_cache",
+        "shown_features",
         "verify_cache",
     ),
     "neurodl.models": (

@@ -24,7 +24,7 @@ from neurodl import doctor
         (["--verison"], 2, "no option '--verison'. Did you mean '--version'?"),
         (["run", "nothing.toml"], 1, "The study file nothing.toml does not exist."),
         (["report", "nothing.nc"], 1, "nothing.nc does not exist."),
-        (["datasets", "info", "simulatd"], 1, "Did you mean 'simulated'?"),
+        (["datasets", "info", "simulatd"], 1, "Did you mean 'simulated'"),
         (["backbones", "--search", "rsenet"], 1, "No backbone's name contains 'rsenet'."),
         (["backbones", "resnet18"], 1, "Use 'torchvision:resnet18'"),
         (["demo", "--seed", "one"], 2, "argument --seed: invalid int value: 'one'"),

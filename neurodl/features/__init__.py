@@ -9,7 +9,12 @@ from neurodl.features.kernel import extract_kernels
 from neurodl.features.motion import motion_energy
 from neurodl.features.pca import StreamedPCA
 from neurodl.features.pool import pool_output
-from neurodl.features.population import history_features, history_filters, population_features
+from neurodl.features.population import (
+    history_features,
+    history_filters,
+    population_features,
+    shown_features,
+)
 from neurodl.features.reduce import SparseProjection
 from neurodl.features.upkeep import list_cache, prune_cache, verify_cache
 
@@ -30,5 +35,6 @@ __all__ = [
     "pool_output",
     "population_features",
     "prune_cache",
+    "shown_features",
     "verify_cache",
 ]

@@ -1,13 +1,14 @@
-"""Neurons as features of other neurons: their activity now, or their past by smooth filters."""
+"""Features in time of presentations: what was shown, other neurons, and their past by filters."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
-from neurodl.errors import SchemaError, UnknownNameError, did_you_mean
+from neurodl.errors import PairingError, SchemaError, UnknownNameError, did_you_mean, listed
 from neurodl.io.timeseries import run_rows
 from neurodl.schema import check_features, check_responses, sample_dim, target_dim
 
@@ -51,6 +52,77 @@ def population_features(responses: xr.DataArray) -> xr.DataArray:
     names = _names(responses)
     attrs = {"layer": f"{len(names)} {target_dim(responses)}s"}
     return _features(responses, responses.values, {"feature": names}, attrs)
+
+
+def shown_features(
+    features: xr.DataArray, to: xr.DataArray, *, duration: float | None = None
+) -> xr.DataArray:
+    """Return features of stimuli in each time bin of their presentations, while they are shown.
+
+    For models of how responses unfold: a `SequenceEncoder`, or ``RidgeCV(delays=...)``.
+
+    Parameters
+    ----------
+    features : xarray.DataArray
+        Dims ``(stimulus, feature)``, such as a layer of `extract_features`.
+    to : xarray.DataArray
+        Dims ``(time, target)`` with coords run and stimulus and times from the onset, of `as_runs`.
+    duration : float, optional
+        How long a stimulus was shown [s]. By default the coord duration of `to`, else until the end
+        of the presentation.
+
+    Returns
+    -------
+    xarray.DataArray
+        float32, dims ``(time, feature)``, rows as of `to`. 0 before the onset, which a causal
+        model must not know of, and after the end.
+
+    Raises
+    ------
+    PairingError
+        A stimulus has no features; the ids are named.
+    SchemaError
+        `to` is not of `as_runs`.
+
+    Examples
+    --------
+    >>> from neurodl.responses import as_runs
+    >>> features = xr.DataArray(np.ones((1, 1), "float32"), dims=("stimulus", "feature"),
+    ...                         coords={"stimulus": ["a"]})
+    >>> binned = xr.DataArray(
+    ...     np.zeros((1, 4, 1), "float32"), dims=("presentation", "time", "unit"),
+    ...     coords={"stimulus": ("presentation", ["a"]), "time": [-0.1, 0.0, 0.1, 0.2]},
+    ...     attrs={"units": "spikes", "bin_width": 0.1})
+    >>> shown_features(features, as_runs(binned), duration=0.2).values.ravel().tolist()
+    [0.0, 1.0, 1.0, 0.0]
+    """
+    check_features(features)
+    if features.dims != ("stimulus", "feature"):
+        raise SchemaError(
+            f"shown_features needs dims (stimulus, feature), but got {tuple(features.dims)}: align "
+            "is for features in time."
+        )
+    check_responses(to)
+    missing = [name for name in ("stimulus", "run") if name not in to.coords]
+    if sample_dim(to) != "time" or missing:
+        raise SchemaError(
+            f"`to` must be presentations as runs (as_runs), with coords stimulus and run, but has "
+            f"dims {tuple(to.dims)}" + (f" and no {missing[0]!r}." if missing else ".")
+        )
+    ids = to["stimulus"].values.astype(str)
+    rows = pd.Index(features["stimulus"].values).get_indexer(ids)
+    if (rows < 0).any():
+        unknown = np.unique(ids[rows < 0])
+        raise PairingError(f"{len(unknown)} stimuli have no features: {listed(unknown)}.")
+    times, ends = to["time"].values, np.inf
+    if duration is not None:
+        ends = duration
+    elif "duration" in to.coords:
+        ends = np.nan_to_num(to["duration"].values, nan=np.inf)
+    shown = (times >= -1e-9) & (times < ends - 1e-9)
+    values = np.where(shown[:, None], features.values[rows], 0).astype(np.float32)
+    coords = {"feature": features["feature"].variable} if "feature" in features.coords else {}
+    return _features(to, values, coords, dict(features.attrs))
 
 
 def raised_cosines(

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import pandas as pd
 import torch
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin, clone
 from sklearn.utils.validation import check_is_fitted
@@ -24,7 +25,7 @@ from neurodl.models._losses import LOSSES, Scale
 from neurodl.models._network import Network
 from neurodl.models._shown import Shown, make_augmentation, moving
 from neurodl.models._splits import check_rows
-from neurodl.models.readouts import READOUTS, RIDGE
+from neurodl.models.readouts import READOUTS, RIDGE, field_of
 from neurodl.runtime import precision_of, resolve_devices
 
 if TYPE_CHECKING:
@@ -369,6 +370,31 @@ class NeuralEncoder(MultiOutputMixin, RegressorMixin, BaseEstimator):
             network.core.load_state_dict(self.core_, strict=False)
             self._network = network.requires_grad_(False).eval()
         return self._network
+
+    def receptive_fields(self) -> pd.DataFrame:
+        """Return where on the network's input each target looks, one row per target and layer.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns layer, target (its number), x, y, width_x and width_y [pixels of the input];
+            see `neurodl.models.readouts.field_of`.
+
+        Raises
+        ------
+        SchemaError
+            The readout is neither "gaussian2d" nor "point2d".
+        """
+        network = self.network()
+        tables = []
+        for layer, readout in zip(network.layers, network.readouts, strict=True):
+            inner = getattr(readout, "readout", readout)
+            found = {
+                name: one.cpu().numpy()
+                for name, one in field_of(inner, self.input_shape_[-2:]).items()
+            }
+            tables.append(pd.DataFrame({"layer": layer, "target": range(len(found["x"])), **found}))
+        return pd.concat(tables, ignore_index=True)
 
     def for_new_subject(self, **changes: Any) -> NeuralEncoder:
         """Return a model, not fitted, that reads the tuned network and leaves it as it is.

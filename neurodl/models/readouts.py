@@ -194,6 +194,43 @@ class AttentionReadout(_AtPlaces):
         return torch.einsum("ntc,tc->nt", seen, self.channels.to(values.dtype)) + self.bias
 
 
+def field_of(readout: nn.Module, input_size: Sequence[int]) -> dict[str, torch.Tensor]:
+    """Return where on the input each target looks, by a readout with a Gaussian.
+
+    Parameters
+    ----------
+    readout : GaussianReadout or PointReadout
+    input_size : (height, width)
+        Of the network's input [pixels], over which the layer's places lie evenly.
+
+    Returns
+    -------
+    dict of str to torch.Tensor, shape (n_targets,)
+        x and y of the centre, 0 at the centre of the first pixel, and the standard deviations
+        width_x and width_y [pixels].
+
+    Raises
+    ------
+    SchemaError
+        The readout has no place of its own for each target.
+    """
+    if not isinstance(readout, GaussianReadout | PointReadout):
+        raise SchemaError(
+            f"A {type(readout).__name__} has no Gaussian whose place could be told; fit with "
+            "readout='gaussian2d' or 'point2d'."
+        )
+    found = {}
+    narrowest = NARROWEST if isinstance(readout, GaussianReadout) else 0.0
+    sizes = (readout.height, readout.width)
+    for axis, name in enumerate("yx"):
+        step = input_size[axis] / sizes[axis]  # pixels from place to place
+        half = (sizes[axis] - 1) / 2 * step
+        centre = readout.centre[:, axis].detach()
+        found[name] = (input_size[axis] - 1) / 2 + centre * half
+        found[f"width_{name}"] = (readout.log_width[:, axis].detach().exp() + narrowest) * half
+    return found
+
+
 class Standardized(nn.Module):
     """A readout of channels about their mean, in units of what all of them vary by.
 

@@ -11,9 +11,13 @@ from neurodl.study.sections import ModelSection, Study
 
 COMMON = ("cv", "scoring", "standardize", "sd_floor")
 TIMED = ("delays", "centre")
+NETWORK = (
+    "loss", "hidden_size", "n_layers", "bidirectional", "dropout", "lr", "weight_decay",
+    "batch_size", "max_epochs", "patience", "validation", "max_length",
+)  # fmt: skip
 # Parameters that no key sets: [run] and [study] have the first two; results do not depend on the
-# third; targets with missing values are left out before a model could see them.
-ELSEWHERE = ("device", "seed", "screening", "nan_targets")
+# next two; targets with missing values are left out before a model could see them.
+ELSEWHERE = ("device", "seed", "screening", "tol", "nan_targets")
 
 
 class ModelKind(NamedTuple):
@@ -51,6 +55,8 @@ MODELS: Mapping[str, ModelKind] = {
         "ReducedRankRidgeCV", ("alphas", "ranks", "cv", "standardize", "sd_floor", *TIMED)
     ),
     "fractional_ridge": ModelKind("FractionalRidgeCV", ("fractions", *COMMON, *TIMED)),
+    "poisson_ridge": ModelKind("PoissonRidgeCV", ("alphas", "cv", "standardize", "sd_floor")),
+    "sequence_encoder": ModelKind("SequenceEncoder", ("cell", *NETWORK)),
 }
 
 
@@ -98,6 +104,11 @@ def model_problems(study: Study) -> Iterator[str]:
         yield (
             f"[model] delays: they are of time series, but the rows of {stimuli[0].backbone} are "
             "stimuli, which do not follow each other."
+        )
+    if model.name == "sequence_encoder" and stimuli:
+        yield (
+            "[model] name: 'sequence_encoder' is of time series, but the rows of "
+            f"{stimuli[0].backbone} are stimuli, which do not follow each other."
         )
     if "centre" in kind.keys and model.centre == "runs" and study.cv.groups is None:
         yield (

@@ -154,9 +154,11 @@ class ModelSection(Section):
         "pls",
         "reduced_rank_ridge",
         "fractional_ridge",
+        "poisson_ridge",
+        "sequence_encoder",
     ] = _key(
-        "'ridge', 'kernel_ridge', 'banded_ridge', 'stacked_ridge', 'pls', 'reduced_rank_ridge' or "
-        "'fractional_ridge'",
+        "'ridge', 'kernel_ridge', 'banded_ridge', 'stacked_ridge', 'pls', 'reduced_rank_ridge', "
+        "'fractional_ridge', 'poisson_ridge' or 'sequence_encoder'",
         "ridge",
     )
     pca: int | None = _key("a whole number: principal components, fitted in each fold, come first")
@@ -187,6 +189,21 @@ class ModelSection(Section):
     fractions: Literal["auto"] | list[float] = _key(
         "'auto' or a list of numbers from 0 to 1: see FractionalRidgeCV", "auto"
     )
+    cell: Literal["gru", "rnn", "lstm", "transformer"] = _key(
+        "'gru', 'rnn', 'lstm' or 'transformer': see SequenceEncoder, also for the keys below", "gru"
+    )
+    loss: Literal["poisson", "mse"] = _key("'poisson' for counts, or 'mse'", "poisson")
+    hidden_size: int = _key("a whole number: states", 32)
+    n_layers: int = _key("a whole number: layers of states", 1)
+    bidirectional: bool = _key("true or false: whether predictions know what comes later", False)
+    dropout: float = _key("a number from 0, below 1", 0.0)
+    lr: float = _key("a number: the learning rate", 5e-3)
+    weight_decay: float = _key("a number from 0", 1e-3)
+    batch_size: int = _key("a whole number: sequences in a step", 32)
+    max_epochs: int = _key("a whole number", 300)
+    patience: int = _key("a whole number: epochs without improvement", 20)
+    validation: float = _key("a number from 0, below 1: the share of runs that stops training", 0.1)
+    max_length: int | None = _key("a whole number: longer runs are cut in training [samples]")
 
 
 class CvSection(Section):

@@ -6,11 +6,18 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from neurodl.errors import SchemaError, UnknownNameError
-from neurodl.features import history_features, history_filters, population_features
+from neurodl.errors import PairingError, SchemaError, UnknownNameError
+from neurodl.features import (
+    history_features,
+    history_filters,
+    population_features,
+    shown_features,
+)
 from neurodl.features.population import raised_cosines
-from neurodl.models import PoissonRidgeCV
+from neurodl.models import PoissonRidgeCV, RidgeCV
+from neurodl.responses import as_runs
 from neurodl.schema import check_features
+from neurodl.scores import cross_validate
 
 
 @pytest.fixture
@@ -152,3 +159,58 @@ def test_history_and_coupling_filters_are_recovered():
     # what is there is recovered to scale, and what is not is about 0
     assert np.abs(found - filters)[present].mean() < 0.15 * np.abs(filters[present]).mean()
     assert np.abs(found[~present]).mean() < 0.1 * np.abs(filters[present]).mean()
+
+
+def test_stimuli_are_features_while_they_are_shown(rng):
+    binned = xr.DataArray(
+        rng.poisson(1.0, (3, 6, 2)).astype(np.float32),
+        dims=("presentation", "time", "unit"),
+        coords={
+            "stimulus": ("presentation", ["b", "a", "b"]),
+            "duration": ("presentation", [0.02, np.nan, 0.01]),
+            "time": np.arange(-2, 4) / 100,
+        },
+        attrs={"units": "spikes", "bin_width": 0.01},
+    )
+    features = xr.DataArray(
+        np.array([[1, 2], [3, 4]], np.float32),
+        {"stimulus": ["a", "b"]},
+        ("stimulus", "feature"),
+        attrs={"backbone": "net", "layer": "conv"},
+    )
+    series = as_runs(binned)
+    found = shown_features(features, series)
+    by_trial = found.values.reshape(3, 6, 2)[..., 0]
+    assert by_trial.tolist() == [[0, 0, 3, 3, 0, 0], [0, 0, 1, 1, 1, 1], [0, 0, 3, 0, 0, 0]]
+    assert found.attrs["backbone"] == "net" and found.attrs["layer"] == "conv"
+    assert found["run"].values.tolist() == series["run"].values.tolist()
+    assert shown_features(features, series, duration=0.03).values[2:6, 1].tolist() == [4, 4, 4, 0]
+    with pytest.raises(PairingError, match="1 stimuli have no features: b"):
+        shown_features(features[:1], series)
+    with pytest.raises(SchemaError, match="presentations as runs"):
+        shown_features(features, binned)
+    with pytest.raises(SchemaError, match="align is for features in time"):
+        shown_features(found, series)
+
+
+def test_stimulus_to_population_in_time(rng):
+    """A unit follows its stimulus two bins late: delays find it, the bin itself does not."""
+    values = rng.standard_normal((40, 5)).astype(np.float32)
+    ids = [f"image{number}" for number in range(40)]
+    features = xr.DataArray(
+        values, {"stimulus": ids}, ("stimulus", "feature"), attrs={"layer": "x"}
+    )
+    response = np.zeros((40, 12, 3), np.float32)
+    response[:, 5:9] = (values @ rng.standard_normal((5, 3)))[:, None]
+    binned = xr.DataArray(
+        response + 0.3 * rng.standard_normal(response.shape).astype(np.float32),
+        dims=("presentation", "time", "unit"),
+        coords={"stimulus": ("presentation", ids), "time": np.arange(-3, 9) / 50},
+        attrs={"units": "z", "bin_width": 0.02},
+    )
+    series = as_runs(binned)
+    X = shown_features(features, series, duration=0.08)
+    late = cross_validate(RidgeCV(delays=[0, 1, 2, 3], device="cpu"), X, series)
+    now = cross_validate(RidgeCV(device="cpu"), X, series)
+    assert late.attrs["groups"] == "stimulus"
+    assert float(late["r"].mean()) > 0.9 > 0.6 > float(now["r"].mean())

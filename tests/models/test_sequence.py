@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from sklearn.base import clone
 
 import neurodl as ndl
@@ -272,6 +273,43 @@ def test_hand_in_hand_with_cross_validate():
     scores = ndl.cross_validate(model, X, Y, cv=4, metrics=["bits_per_spike"])
     assert scores.attrs["cv"].endswith("by stimulus") and scores.sizes["fold"] == 4
     assert np.isfinite(scores["bits_per_spike"]).any()
+
+
+@pytest.mark.slow
+def test_a_temporal_head_for_movies():
+    """Voxels see a movie through an HRF: states find it, the frame alone does not."""
+    rng = np.random.default_rng(5)
+    n_runs, n_times, tr = 12, 150, 1.5
+    movie = np.stack([np.cumsum(rng.standard_normal((n_times, 6)), 0) for _ in range(n_runs)])
+    movie -= movie.mean(1, keepdims=True)
+    features = np.diff(movie, axis=1, prepend=0).astype("f4")
+    at = np.arange(0, 20, tr)
+    hrf = at**5 * np.exp(-at) / 120 - 0.15 * at**11 * np.exp(-at) / 4e7
+    signal = np.stack([np.apply_along_axis(np.convolve, 0, one, hrf)[:n_times] for one in features])
+    bold = signal @ rng.standard_normal((6, 10))
+    bold = bold / bold.std() + 0.5 * rng.standard_normal(bold.shape)
+    times = {"time": np.tile(np.arange(n_times) * tr, n_runs)}
+    times["run"] = ("time", np.repeat([f"run{k:02d}" for k in range(n_runs)], n_times))
+    X = xr.DataArray(features.reshape(-1, 6), times, ("time", "feature"), attrs={"layer": "frames"})
+    Y = xr.DataArray(
+        bold.reshape(-1, 10).astype("f4"), times, ("time", "voxel"),
+        attrs={"tr": tr, "units": "BOLD"},
+    )  # fmt: skip
+    head = SequenceEncoder(
+        "gru", loss="mse", hidden_size=48, lr=0.01, batch_size=8, max_length=75, max_epochs=60,
+        device="cpu",
+    )  # fmt: skip
+    models = {
+        "head": head,
+        "frame": RidgeCV(device="cpu"),
+        "delays": RidgeCV(delays=range(12), device="cpu"),
+    }
+    r = {
+        name: float(ndl.cross_validate(model, X, Y, cv=3)["r"].mean())
+        for name, model in models.items()
+    }
+    assert r["head"] > 0.7 > r["frame"] + 0.3
+    assert r["delays"] > r["head"] - 0.02  # this world is linear, and the linear model should win
 
 
 @pytest.mark.slow

@@ -43,6 +43,19 @@ def study_of(folder, model, features=None, **sections):
     return parse_study(content, folder=folder)
 
 
+def of_kind(folder, model):
+    """Return a study of stimuli, or of a time series for a model of sequences."""
+    if model["name"] != "sequence_encoder":
+        return study_of(folder, model)
+    times = {"responses": {"path": "responses.npy", "events": "events.tsv"}}
+    return study_of(folder, model, {"design": "glover"}, **times)
+
+
+def test_sequences_are_not_of_stimuli(folder):
+    said = problems(folder, {"name": "sequence_encoder"})
+    assert len(said) == 1 and "rows of pixels are stimuli, which do not follow" in said[0]
+
+
 def problems(folder, model, **sections):
     with pytest.raises(ConfigError) as caught:
         study_of(folder, model, **sections)
@@ -64,8 +77,9 @@ def model_of(study):
 
 
 def test_every_estimator_has_a_name_in_studies():
-    # Studies have features; these two take stimuli, and the responses of several subjects.
-    of_features = set(neurodl.models.__all__) - {"NeuralEncoder", "Hyperalignment"}
+    # Studies predict from features; these take stimuli, responses of several subjects, or decode.
+    others = {"NeuralEncoder", "Hyperalignment", "SequenceDecoder"}
+    of_features = set(neurodl.models.__all__) - others
     assert of_features <= {kind.estimator for kind in MODELS.values()}
     assert set(ModelSection.model_fields["name"].annotation.__args__) == set(MODELS)
 
@@ -90,7 +104,7 @@ def test_a_key_that_is_of_no_model_does_not_exist():
 
 @pytest.mark.parametrize("name", THERE)
 def test_the_script_makes_the_model_with_its_defaults(folder, name):
-    study = study_of(folder, {"name": name})
+    study = of_kind(folder, {"name": name})
     expected = getattr(neurodl.models, MODELS[name].estimator)(device="cpu", seed=3)
     found = model_of(study)
     assert type(found) is type(expected)
@@ -113,14 +127,14 @@ def test_values_reach_the_model(folder):
 
 @pytest.mark.parametrize("name", sorted(set(THERE) - {"banded_ridge", "stacked_ridge"}))
 def test_components_come_before_the_model_in_a_pipeline(folder, name):
-    study = study_of(folder, {"name": name, "pca": 100})
+    study = of_kind(folder, {"name": name, "pca": 100})
     pca, model = (step for _, step in model_of(study).steps)
     assert type(pca) is ndl.StreamedPCA
     assert (pca.n_components, pca.device) == (100, "cpu")
     assert type(model).__name__ == MODELS[name].estimator
     script = analysis_script(study)
     assert "import neurodl as ndl\nfrom sklearn.pipeline import make_pipeline\n" in script
-    assert "sklearn" not in analysis_script(study_of(folder, {"name": name}))
+    assert "sklearn" not in analysis_script(of_kind(folder, {"name": name}))
 
 
 def keywords(study, function):
