@@ -96,7 +96,12 @@ def precision_of(device: torch.device, amp: bool) -> Any:
     if amp or device.type != "cuda":
         return contextlib.nullcontext()
     cudnn = torch.backends.cudnn
-    return cudnn.flags(cudnn.enabled, cudnn.benchmark, cudnn.deterministic, allow_tf32=False)
+    return cudnn.flags(
+        enabled=cudnn.enabled,
+        benchmark=cudnn.benchmark,
+        deterministic=cudnn.deterministic,
+        allow_tf32=False,
+    )
 
 
 def names_several(device: Any) -> bool:

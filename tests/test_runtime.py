@@ -13,6 +13,8 @@ from neurodl.errors import DeviceError, did_you_mean, listed
 from neurodl.runtime import (
     derive_seed,
     describe_device,
+    lent,
+    precision_of,
     progress,
     progress_bar,
     resolve_device,
@@ -104,3 +106,25 @@ def test_messages_name_near_matches_and_count_the_rest():
     many = did_you_mean("zzzz", [f"area {n}" for n in range(30)])
     assert many.endswith("'area 19' and 10 more.")
     assert listed(range(7)) == "'0', '1', '2', '3', '4' and 2 more"
+
+
+def test_a_network_comes_home_from_where_it_was_lent():
+    module = torch.nn.Linear(2, 2)
+    with pytest.raises(RuntimeError), lent(module, torch.device("cpu")) as moved:
+        assert moved is module
+        raise RuntimeError
+    places = []
+    module.to = lambda device: places.append(str(device)) or module
+    with lent(module, torch.device("meta")):
+        assert places == ["meta"]
+    assert places == ["meta", "cpu"]
+
+
+def test_convolutions_round_only_where_speed_was_asked_for():
+    cudnn, gpu = torch.backends.cudnn, torch.device("cuda")
+    before = cudnn.allow_tf32, cudnn.enabled, cudnn.benchmark, cudnn.deterministic
+    with precision_of(gpu, amp=False):
+        assert not cudnn.allow_tf32 and cudnn.enabled == before[1]
+    with precision_of(gpu, amp=True), precision_of(torch.device("cpu"), amp=False):
+        assert cudnn.allow_tf32 == before[0]
+    assert before == (cudnn.allow_tf32, cudnn.enabled, cudnn.benchmark, cudnn.deterministic)

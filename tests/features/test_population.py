@@ -185,7 +185,7 @@ def test_stimuli_are_features_while_they_are_shown(rng):
     assert found.attrs["backbone"] == "net" and found.attrs["layer"] == "conv"
     assert found["run"].values.tolist() == series["run"].values.tolist()
     assert shown_features(features, series, duration=0.03).values[2:6, 1].tolist() == [4, 4, 4, 0]
-    with pytest.raises(PairingError, match="1 stimuli have no features: b"):
+    with pytest.raises(PairingError, match="1 stimuli have no features: 'b'"):
         shown_features(features[:1], series)
     with pytest.raises(SchemaError, match="presentations as runs"):
         shown_features(features, binned)

@@ -255,6 +255,6 @@ def test_a_gpu_gives_the_same_model():
     one, other = (
         PoissonRidgeCV(device=device).fit(X.astype("f4"), Y) for device in ("cpu", "cuda")
     )
-    assert (one.alpha_ == other.alpha_).mean() > 0.9
-    same = one.alpha_ == other.alpha_
+    same = np.isclose(one.alpha_, other.alpha_, rtol=1e-4)
+    assert same.mean() > 0.9
     np.testing.assert_allclose(other.coef_[same], one.coef_[same], atol=1e-4)

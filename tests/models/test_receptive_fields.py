@@ -15,7 +15,7 @@ from neurodl.errors import SchemaError
 from neurodl.metrics import bits_per_spike
 from neurodl.models.readouts import GaussianReadout, LinearReadout, PointReadout, field_of
 
-SIZE, N_TRAIN, N_TEST, N_UNITS = 24, 3000, 500, 12
+SIZE, N_TRAIN, N_TEST, N_UNITS = 24, 3000, 1000, 6
 TO_INPUT = ndl.ImageTransform(
     lambda image: functional.pil_to_tensor(image).float() / 64 - 2, "-2..2"
 )

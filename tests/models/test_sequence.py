@@ -19,7 +19,7 @@ from neurodl.models._sequences import pieces, stretches
 
 CELLS = _sequences.CELLS
 LENGTHS = (12, 20, 7, 20, 15, 9)
-pytestmark = pytest.mark.filterwarnings("ignore:The validation loss still fell")
+pytestmark = pytest.mark.filterwarnings("ignore:.*The validation loss still fell")
 
 
 def lagged(n_runs=24, n_rows=30, n_features=3, lag=2, noise=0.1, seed=0):
@@ -225,7 +225,7 @@ def test_bad_input_is_named():
             quick(device="cuda").fit(X, Y, runs=runs)
 
 
-@pytest.mark.filterwarnings("default:The validation loss still fell")
+@pytest.mark.filterwarnings("default:.*The validation loss still fell")
 def test_a_training_that_was_cut_short_is_said():
     X, Y, runs = lagged()
     with pytest.warns(NeurodlWarning, match="still fell in the last of 2 epochs"):
