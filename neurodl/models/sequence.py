@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numbers
 import warnings
+from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
@@ -126,18 +127,15 @@ class _SequenceModel(BaseEstimator):
         runs: Any,
         groups: Any,
         n_outputs: int,
-        make_loss: Any,
+        loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     ) -> None:
-        """Train on sequences of features; `make_loss` gets the rows that train.
-
-        It returns the loss of outputs and their rows.
-        """
+        """Train on sequences of features by a loss of outputs and their rows."""
         own, held = self._parts(len(features), runs, groups)
         rows = torch.from_numpy(np.concatenate(own)).to(features.device)
         self._scaling = fit_scaling(features, rows, standardize=True, sd_floor=SD_FLOOR)
         network = self._made(n_outputs).to(features.device)
         how = Training(
-            make_loss(rows),
+            loss,
             self.lr,
             self.weight_decay,
             CLIP,
@@ -353,13 +351,15 @@ class SequenceEncoder(_SequenceModel):
         if not targets.isfinite().all():
             raise ValueError("Input y contains NaN or infinity: leave these rows or targets out.")
 
-        def make_loss(own: torch.Tensor) -> Any:
-            scale = fit_scale(targets[own], self.loss)
-            weights = target_weights(targets[own])
-            self._scale = scale.to(torch.device("cpu"))
-            return lambda output, rows: loss_of(output, targets[rows], scale, weights, len(rows))
+        # Of rows that validate, too, which are training rows as well: a unit that fires seldom may
+        # fire in these only.
+        scale, weights = fit_scale(targets, self.loss), target_weights(targets)
+        self._scale = scale.to(torch.device("cpu"))
 
-        self._trained(features, runs, groups, targets.shape[1], make_loss)
+        def loss(output: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+            return loss_of(output, targets[rows], scale, weights, len(rows))
+
+        self._trained(features, runs, groups, targets.shape[1], loss)
         return self
 
     def predict(self, X: Any, runs: Any = None) -> np.ndarray:
@@ -489,31 +489,30 @@ class SequenceDecoder(_SequenceModel):
         check_lengths(X, codes, groups=groups, runs=runs)
         device = resolve_device(self.device)
         features = as_tensor(X, device).float()
-        make = self._of_classes if self.targets == "classes" else self._of_values
-        n_outputs, make_loss = make(codes, device)
-        self._trained(features, runs, groups, n_outputs, make_loss)
+        of_kind = self._of_classes if self.targets == "classes" else self._of_values
+        n_outputs, loss = of_kind(codes, device)
+        self._trained(features, runs, groups, n_outputs, loss)
         return self
 
     def _of_classes(self, codes: Any, device: torch.device) -> tuple[int, Any]:
         labels = torch.as_tensor(np.asarray(codes)[:, 0], dtype=torch.long, device=device)
 
-        def make_loss(own: torch.Tensor) -> Any:
-            return lambda output, rows: functional.cross_entropy(output, labels[rows])
+        def loss(output: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+            return functional.cross_entropy(output, labels[rows])
 
-        return len(self.classes_), make_loss
+        return len(self.classes_), loss
 
     def _of_values(self, values: Any, device: torch.device) -> tuple[int, Any]:
         targets = as_tensor(values, device).float()
         if not targets.isfinite().all():
             raise ValueError("Input y contains NaN or infinity: leave these rows or targets out.")
+        scale, weights = fit_scale(targets, "mse"), target_weights(targets)
+        self._scale = scale.to(torch.device("cpu"))
 
-        def make_loss(own: torch.Tensor) -> Any:
-            scale = fit_scale(targets[own], "mse")
-            weights = target_weights(targets[own])
-            self._scale = scale.to(torch.device("cpu"))
-            return lambda output, rows: loss_of(output, targets[rows], scale, weights, len(rows))
+        def loss(output: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+            return loss_of(output, targets[rows], scale, weights, len(rows))
 
-        return targets.shape[1], make_loss
+        return targets.shape[1], loss
 
     def predict(self, X: Any, runs: Any = None) -> np.ndarray:
         """Return values (n_samples,) or (n_samples, n_targets), or labels (n_samples,).

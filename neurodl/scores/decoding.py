@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,7 @@ from neurodl.responses import as_runs
 from neurodl.runtime import derive_seed, progress_bar
 from neurodl.schema import check_responses, sample_dim, target_dim
 from neurodl.scores.crossval import cross_validate
+from neurodl.scores.pairing import fit_parameter
 
 PENALTIES = np.logspace(-4, 2, 5).tolist()  # inverse ones, as scikit-learn has them
 N_INNER = 4
@@ -85,7 +87,8 @@ def decode(
         Logistic regression with an L2 penalty chosen by inner folds; linear discriminant analysis
         with Ledoit-Wolf shrinkage; `RidgeCV` for numbers. An estimator of scikit-learn, or
         for labels over time one of neurodl, such as ``RidgeCV(delays=range(10))`` or
-        `SequenceDecoder`, is taken as it is. Units are z-scored by training rows.
+        `SequenceDecoder`, is taken as it is; with ``targets="classes"`` the latter decodes each
+        bin from the presentation so far. Units are z-scored by training rows.
     cv : int
         Folds, with the classes in the same proportions in each.
     groups : str, optional
@@ -153,6 +156,11 @@ def decode(
     timed = "time" in responses.dims
     if generalize and not timed:
         raise SchemaError("`generalize` needs time bins: say bin_width in bin_spikes.")
+    if _takes_sequences(decoder) and (generalize or not timed):
+        raise SchemaError(
+            f"{type(decoder).__name__} reads whole presentations bin by bin: give it time bins, "
+            "without `generalize`."
+        )
     found = _scored(decoder, given, scored, generalize)
     times = {"time": responses["time"].values} if timed else {}
     dims = ("fold", "train_time", "time") if generalize else ("fold", "time")
@@ -327,18 +335,47 @@ def _scored(
     n_times = given.values.shape[1]
     shape = (len(given.splits), n_times, n_times) if generalize else (len(given.splits), n_times)
     found: dict[str, np.ndarray] = {}
-    labels = given.labels if given.labels.dtype.kind in "UO" else given.labels.astype(np.float64)
-    with progress_bar(label="decode", total=len(given.splits) * n_times if show else 0) as advance:
-        for fold, (train, test) in enumerate(given.splits):
-            for at in range(n_times):
-                fitted = clone(decoder).fit(given.values[train, at], labels[train])
-                for other in range(n_times) if generalize else [at]:
-                    predicted = fitted.predict(given.values[test, other])
-                    place = (fold, at, other) if generalize else (fold, at)
-                    for name, value in scorer(predicted, labels[test]).items():
-                        found.setdefault(name, np.full(shape, np.nan, np.float32))[place] = value
-                advance(1)
+    bar = progress_bar(label="decode", total=int(np.prod(shape))) if show else nullcontext(int)
+    with bar as advance:
+        for place, predicted, observed in _predictions(decoder, given, generalize):
+            for name, value in scorer(predicted, observed).items():
+                found.setdefault(name, np.full(shape, np.nan, np.float32))[place] = value
+            advance(1)
     return found
+
+
+def _predictions(
+    decoder: Any, given: Folds, generalize: bool
+) -> Iterator[tuple[tuple[int, ...], np.ndarray, np.ndarray]]:
+    """Yield the fold and time bin, or bins, and what was predicted and observed in test rows."""
+    n_times = given.values.shape[1]
+    labels = given.labels if given.labels.dtype.kind in "UO" else given.labels.astype(np.float64)
+    for fold, (train, test) in enumerate(given.splits):
+        if _takes_sequences(decoder):
+            said = _of_sequences(decoder, given.values, labels, train, test)
+            yield from (((fold, at), said[:, at], labels[test]) for at in range(n_times))
+            continue
+        for at in range(n_times):
+            fitted = clone(decoder).fit(given.values[train, at], labels[train])
+            for other in range(n_times) if generalize else [at]:
+                place = (fold, at, other) if generalize else (fold, at)
+                yield place, fitted.predict(given.values[test, other]), labels[test]
+
+
+def _takes_sequences(decoder: Any) -> bool:
+    """Return whether a decoder of classes reads presentations as they unfold."""
+    return getattr(decoder, "targets", None) == "classes" and bool(fit_parameter(decoder, "runs"))
+
+
+def _of_sequences(
+    decoder: Any, values: np.ndarray, labels: np.ndarray, train: np.ndarray, test: np.ndarray
+) -> np.ndarray:
+    """Return labels (n_test, n_times), each from what was seen of a presentation until then."""
+    n_times, n_units = values.shape[1:]
+    runs = [np.repeat(np.arange(len(rows)), n_times) for rows in (train, test)]
+    own, held = (values[rows].reshape(-1, n_units) for rows in (train, test))
+    fitted = clone(decoder).fit(own, np.repeat(labels[train], n_times), runs=runs[0])
+    return fitted.predict(held, runs[1]).reshape(len(test), n_times)
 
 
 def _exchanged(

@@ -122,8 +122,16 @@ def test_scaling_is_of_rows_that_train(monkeypatch):
     own, held = model._parts(len(X), runs, None)
     rows = np.concatenate(own)
     np.testing.assert_allclose(model._scaling.offset, X[rows].mean(0), atol=1e-5)
-    np.testing.assert_allclose(model._scale.mean, Y[rows].mean(0), atol=1e-5)
     assert not set(rows) & set(np.concatenate(held))
+
+
+def test_a_unit_that_fires_only_where_it_validates_is_fitted():
+    X, Y, runs = unequal()
+    model = quick(validation=0.3, max_epochs=2, patience=2)
+    held = np.concatenate(model._parts(len(X), runs, None)[1])
+    Y[:, 1] = 0
+    Y[held[0], 1] = 1
+    assert np.isfinite(model.fit(X, Y, runs=runs).predict(X, runs)).all()
 
 
 def test_a_single_run_is_cut_into_pieces():

@@ -182,6 +182,18 @@ def test_a_wheel_is_regressed_in_whole_presentations(trials):
     assert decode(hidden, "wheel", model="ridge", device="cpu").attrs["n_dropped"] == 1
 
 
+def test_a_network_decodes_from_the_presentation_so_far(trials):
+    network = SequenceDecoder(
+        targets="classes", hidden_size=16, dropout=0.3, weight_decay=3.0, max_epochs=20, lr=0.01,
+        batch_size=8, validation=0.0, device="cpu",
+    )  # fmt: skip
+    found = decode(trials, "choice", model=network, cv=3)["accuracy"].mean("fold").values
+    assert found[: T // 2].max() < 0.65 and found[-3:].mean() > 0.9 > found[T // 2]
+    for wrong, options in ((trials.isel(time=0, drop=True), {}), (trials, {"generalize": True})):
+        with pytest.raises(SchemaError, match="reads whole presentations bin by bin"):
+            decode(wrong, "choice", model=network, **options)
+
+
 def test_missing_labels_are_left_out_and_counted(trials):
     some = trials["choice"].values.copy()
     some[:7] = ""
