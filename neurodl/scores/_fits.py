@@ -27,7 +27,7 @@ from neurodl.models._base import FoldPrediction
 from neurodl.scores.auditing import Audit
 from neurodl.scores.pairing import fit_parameter, last_step, takes_kernel, takes_stimuli
 
-RATE_FLOOR = 0.01  # of a unit's mean count in the training rows
+RATE_FLOOR = 0.01  # of a unit's mean count: rates are above 0
 OF_COUNTS: dict[str, Callable[..., torch.Tensor]] = {
     "deviance": lambda rate, counts, null: poisson_deviance(rate, counts),
     "pseudo_r2": pseudo_r2,

@@ -13,8 +13,7 @@ from neurodl.errors import PairingError, SchemaError, listed
 from neurodl.metrics import bits_per_spike, poisson_deviance, pseudo_r2
 from neurodl.responses import stack_repeats
 from neurodl.schema import check_responses, target_coords, target_dim
-
-RATE_FLOOR = 0.01  # of a target's mean count
+from neurodl.scores._fits import RATE_FLOOR
 
 
 def trial_scores(predicted: xr.DataArray | xr.Dataset, responses: xr.DataArray) -> xr.Dataset:
@@ -172,9 +171,8 @@ def _scores(p: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
         noise = np.where(repeated, s2 * n, 0).sum(0) / weight.sum(0)
         missed = _Moments(np.square(y - each), of_repeated).mean
         variance = _Moments(y, of_repeated).variance
-        power = _Moments(mean, repeated).variance - np.where(repeated, s2 / n, 0).sum(
-            0
-        ) / repeated.sum(0)
+        noise_of_mean = np.where(repeated, s2 / n, 0).sum(0) / repeated.sum(0)
+        power = _Moments(mean, repeated).variance - noise_of_mean
         others = (filled.sum(1)[:, None] - filled) / (n - 1)[:, None]
         spread = np.sqrt(_Moments(p, repeated).variance * np.where(power > 0, power, np.nan))
         found = {
