@@ -468,7 +468,7 @@ def _assembled(
     }
     coords |= {
         "stimulus": ("presentation", event_ids(table).to_numpy(str)),
-        "time": windows.edges[:-1],
+        "time": np.round(windows.edges[:-1], 9),
     }
     for name in ("run", "session"):
         if name in table:

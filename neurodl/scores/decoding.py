@@ -168,9 +168,9 @@ def decode(
         {name: (dims, one) for name, one in found.items()},
         {"fold": np.arange(len(given.splits)), **times},
     )
-    scores["n_test"] = ("fold", [len(test) for _, test in given.splits])
+    scores = scores.assign_coords(n_test=("fold", [len(test) for _, test in given.splits]))
     if generalize:
-        scores["train_time"] = times["time"]
+        scores = scores.assign_coords(train_time=times["time"])
     if n_permutations:
         main = "balanced_accuracy" if predicts_class else "r"
         p, p_fwe = _exchanged(decoder, given, scored, found, main, n_permutations, seed)
