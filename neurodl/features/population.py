@@ -12,6 +12,7 @@ from neurodl.errors import PairingError, SchemaError, UnknownNameError, did_you_
 from neurodl.io.timeseries import run_rows
 from neurodl.schema import check_features, check_responses, sample_dim, target_dim
 
+POPULATION = "population"  # in place of a backbone
 SPACINGS = ("log", "linear")
 NO_NETWORK = ("pool", "reduce", "weights", "weights_sha256", "transform")
 
@@ -122,7 +123,7 @@ def shown_features(
     shown = (times >= -1e-9) & (times < ends - 1e-9)
     values = np.where(shown[:, None], features.values[rows], 0).astype(np.float32)
     coords = {"feature": features["feature"].variable} if "feature" in features.coords else {}
-    return _features(to, values, coords, dict(features.attrs))
+    return _features(to, values, coords, {"backbone": "features", **features.attrs})
 
 
 def raised_cosines(
@@ -332,7 +333,7 @@ def _features(
 ) -> xr.DataArray:
     samples = str(responses.dims[0])
     rows = {str(name): one for name, one in responses.coords.items() if one.dims == (samples,)}
-    attrs = {"backbone": "population", **dict.fromkeys(NO_NETWORK, "none"), **attrs}
+    attrs = {"backbone": POPULATION, **dict.fromkeys(NO_NETWORK, "none"), **attrs}
     array = xr.DataArray(values, {**rows, **coords}, (samples, "feature"), attrs=attrs)
     check_features(array)
     return array

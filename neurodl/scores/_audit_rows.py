@@ -15,6 +15,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from neurodl.errors import listed
+from neurodl.features.population import POPULATION
 from neurodl.io.arrays import BY_ORDER
 from neurodl.io.fingerprints import SAME, near_pairs
 from neurodl.schema import is_kernel, sample_dim, sample_ids
@@ -71,9 +72,12 @@ def grouped(ids: Sequence[str], sha: Sequence[str], prints: Sequence[str]) -> pd
 
 def repeats(case: Case) -> list[Finding] | str:
     """Find presentations of one stimulus on both sides of a fold."""
-    if sample_dim(case.responses) == "time":
+    shown = case.responses.coords.get("stimulus")
+    if shown is None or shown.dims != case.responses.dims[:1]:
         return "rows are times, not stimuli"
-    ids = np.asarray(sample_ids(case.responses)).astype(str)
+    if case.first is not None and case.first.attrs.get("backbone") == POPULATION:
+        return "features are of a population, not of stimuli"
+    ids = shown.values.astype(str)
     if len(np.unique(ids)) == len(ids):
         return []
     shared = [np.intersect1d(ids[train], ids[test]) for train, test in case.splits]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from neurodl.errors import PairingError, SchemaError, UnknownNameError
+from neurodl.errors import AuditError, PairingError, SchemaError, UnknownNameError
 from neurodl.features import (
     history_features,
     history_filters,
@@ -213,4 +213,12 @@ def test_stimulus_to_population_in_time(rng):
     late = cross_validate(RidgeCV(delays=[0, 1, 2, 3], device="cpu"), X, series)
     now = cross_validate(RidgeCV(device="cpu"), X, series)
     assert late.attrs["groups"] == "stimulus"
+    twice = as_runs(xr.concat([binned, binned], "presentation"))
+    again = shown_features(features, twice, duration=0.08)
+    with pytest.raises(AuditError, match="presented both in training and in test rows"):
+        cross_validate(RidgeCV(device="cpu"), again, twice, groups="run")
+    # what neurons say of neurons is no memory of a stimulus
+    cross_validate(
+        RidgeCV(device="cpu"), population_features(twice[:, :1]), twice[:, 1:], groups="run"
+    )
     assert float(late["r"].mean()) > 0.9 > 0.6 > float(now["r"].mean())
