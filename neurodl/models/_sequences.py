@@ -262,9 +262,10 @@ def train(
                     "seconds": time.perf_counter() - began,
                 }
             )
-            if not math.isfinite(loss):
+            if not math.isfinite(loss) or (checked is not None and not math.isfinite(held_loss)):
                 raise TrainingError(
-                    f"The loss ran away in epoch {epoch} ({loss}). Try a tenth of lr={how.lr:g}."
+                    f"The loss ran away in epoch {epoch} ({loss}, of held-back runs {held_loss}). "
+                    f"Try a tenth of lr={how.lr:g}."
                 )
             advance(1)
             if checked is None:
