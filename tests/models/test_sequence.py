@@ -107,7 +107,7 @@ def test_groups_validate_together(monkeypatch):
         seen["own"], seen["held"] = own, held
         return [{"epoch": 1, "loss": 0.0, "val_loss": 0.0, "seconds": 0.0}]
 
-    monkeypatch.setattr("neurodl.models.sequence.train", train)
+    monkeypatch.setattr("neurodl.models._sequence_model.train", train)
     groups = np.repeat(np.arange(4), 90)  # three runs each
     SequenceEncoder(loss="mse", validation=0.25, max_epochs=9, device="cpu").fit(
         X, Y, groups=groups, runs=runs
