@@ -212,8 +212,7 @@ def history_features(
     Parameters
     ----------
     responses : xarray.DataArray
-        Dims ``(time, target)``; of presentations, take `as_runs`. Also features of a stimulus in
-        time can be filtered so.
+        Dims ``(time, target)``; of presentations, take `as_runs`.
     duration, n_basis, spacing, offset
         See `raised_cosines`.
 

@@ -20,7 +20,6 @@ from neurodl.models._input import (
     check_features_input,
     check_fit_input,
     check_lengths,
-    part_of,
 )
 from neurodl.models._poisson import LARGEST, Basis, Solution, make_basis, solve, start_at_mean
 from neurodl.models._splits import inner_splits
@@ -148,9 +147,11 @@ class PoissonRidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         score = torch.full((n_targets,), torch.nan, dtype=features.dtype, device=device)
         weights = basis.scores.new_zeros(len(basis.variances), n_targets)
         intercepts = weights.new_full((n_targets,), -torch.inf)
-        splits = [] if len(alphas) == 1 else self._splits(len(features), groups)
+        splits = []
+        if len(alphas) > 1:
+            splits = inner_splits(self.cv, len(features), groups, self.seed)
         n_unfinished = 0
-        for some in self._blocks(fires, len(features), features.element_size(), len(alphas)):
+        for some in self._blocks(fires, len(features), features.element_size()):
             mine = alphas[:, some]
             if splits:
                 chosen[some], score[some] = _choose(rough, counts[:, some], mine, splits)
@@ -221,13 +222,7 @@ class PoissonRidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         grid = torch.as_tensor(alphas, dtype=counts.dtype, device=counts.device)
         return grid[:, None].expand(-1, n_targets)
 
-    def _splits(self, n_samples: int, groups: Any) -> list[tuple[np.ndarray, np.ndarray]]:
-        rows = np.arange(n_samples)
-        return inner_splits(self.cv, n_samples, part_of(groups, rows), self.seed)
-
-    def _blocks(
-        self, fires: torch.Tensor, n_samples: int, itemsize: int, n_alphas: int
-    ) -> list[torch.Tensor]:
+    def _blocks(self, fires: torch.Tensor, n_samples: int, itemsize: int) -> list[torch.Tensor]:
         """Return the targets that fire, as many at once as memory and caches hold."""
         kind = "cuda" if fires.device.type == "cuda" else "cpu"
         most = min(BLOCK_BYTES[kind], available_memory(fires.device) // (2 * COPIES))

@@ -96,6 +96,7 @@ def inside_of(windows: Windows, intervals: np.ndarray) -> np.ndarray:
 
 
 def check_any(windows: Windows, what: str, span: Any) -> None:
+    """Raise unless a window is left."""
     if not len(windows.starts):
         raise PairingError(
             f"No window lies in the recording: {what} last from {span[0]:g} to {span[-1]:g} s. Are "

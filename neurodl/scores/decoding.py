@@ -88,7 +88,8 @@ def decode(
         with Ledoit-Wolf shrinkage; `RidgeCV` for numbers. An estimator of scikit-learn, or
         for labels over time one of neurodl, such as ``RidgeCV(delays=range(10))`` or
         `SequenceDecoder`, is taken as it is; with ``targets="classes"`` the latter decodes each
-        bin from the presentation so far. Units are z-scored by training rows.
+        bin from the presentation so far. The named
+        ones z-score units by training rows.
     cv : int
         Folds, with the classes in the same proportions in each.
     groups : str, optional
@@ -149,6 +150,11 @@ def decode(
             f"The responses have no coord {label!r} of presentations. {did_you_mean(label, there)}"
         )
     if responses[label].ndim == 2:
+        if generalize or n_permutations:
+            raise SchemaError(
+                f"{label!r} has numbers over time, for which there is no `generalize` and no "
+                "`n_permutations`: leave them out."
+            )
         return _over_time(responses, label, model, cv, groups, device, seed)
     decoder, predicts_class = _decoder(model, device, seed)
     given = _folds(responses, label, cv, groups, predicts_class, seed)

@@ -10,6 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from neurodl.errors import PairingError, SchemaError, listed
+from neurodl.features.population import POPULATION
 from neurodl.schema import is_kernel, sample_dim, sample_ids
 from neurodl.stimuli import Stimuli
 
@@ -51,7 +52,31 @@ def paired(
         )
     responses = responses.isel({str(responses.dims[0]): rows >= 0})
     rows = rows[rows >= 0]
-    return {name: _taken(array, rows) for name, array in layers.items()}, responses
+    taken = {name: _taken(array, rows) for name, array in layers.items()}
+    for name, array in taken.items():
+        _check_not_itself(name, array, responses)
+    return taken, responses
+
+
+def _check_not_itself(name: str, features: xr.DataArray, responses: xr.DataArray) -> None:
+    """Raise if targets are predicted from themselves, by the activity of a population."""
+    target = str(responses.dims[-1])
+    if features.attrs.get("backbone") != POPULATION or target not in responses.coords:
+        return
+    if "feature" not in features.coords or responses.ndim != 2:
+        return
+    names = pd.Index(responses[target].values.astype(str))
+    places = names.get_indexer(features["feature"].values.astype(str)) if names.is_unique else []
+    same = [
+        names[place]
+        for column, place in enumerate(places)
+        if place >= 0 and np.array_equal(features.values[:, column], responses.values[:, place])
+    ]
+    if same:
+        raise PairingError(
+            f"{len(same)} {target}s ({listed(same, 3)}) are among the features {name!r} they are "
+            "predicted from: select other targets for one side."
+        )
 
 
 def stimulus_rows(model: Any, stimuli: Stimuli) -> dict[str, xr.DataArray]:

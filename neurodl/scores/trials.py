@@ -52,7 +52,7 @@ def trial_scores(predicted: xr.DataArray | xr.Dataset, responses: xr.DataArray) 
     Raises
     ------
     PairingError
-        Predictions and trials have no stimuli in common.
+        Predictions and trials have no stimuli in common, or their targets other names.
     SchemaError
         Dims are others, targets differ, or presentations of a stimulus have several predictions.
 
@@ -93,6 +93,15 @@ def trial_scores(predicted: xr.DataArray | xr.Dataset, responses: xr.DataArray) 
             f"There are predictions of {predicted.sizes.get(target, 'no')} {target}s, but trials "
             f"of {trials.sizes[target]}."
         )
+    if target in predicted.coords and target in trials.coords:
+        apart = predicted[target].values.astype(str) != trials[target].values.astype(str)
+        if apart.any():
+            raise PairingError(
+                f"Predictions and trials name {int(apart.sum())} {target}s differently, first "
+                f"{str(predicted[target].values[apart][0])!r} and "
+                f"{str(trials[target].values[apart][0])!r}: "
+                f"select the same {target}s in the same order."
+            )
     rows = ids.get_indexer(trials["stimulus"].values)
     if (rows < 0).all():
         raise PairingError(

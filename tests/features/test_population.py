@@ -222,3 +222,10 @@ def test_stimulus_to_population_in_time(rng):
         RidgeCV(device="cpu"), population_features(twice[:, :1]), twice[:, 1:], groups="run"
     )
     assert float(late["r"].mean()) > 0.9 > 0.6 > float(now["r"].mean())
+
+
+def test_neurons_do_not_predict_themselves(series):
+    with pytest.raises(PairingError, match="1 units .'y'. are among the features"):
+        cross_validate(
+            RidgeCV(device="cpu"), population_features(series[:, :2]), series[:, 1:], cv=2
+        )

@@ -212,6 +212,9 @@ def test_bad_input_is_named(trials):
         decode(trials, "number")
     with pytest.raises(SchemaError, match="numbers over time, which model='logistic'"):
         decode(trials, "wheel")
+    for options in ({"generalize": True}, {"n_permutations": 9}):
+        with pytest.raises(SchemaError, match="leave them out"):
+            decode(trials, "wheel", model="ridge", **options)
     one = trials.assign_coords(choice=("presentation", ["left"] * N))
     with pytest.raises(SchemaError, match="has 1 class"):
         decode(one, "choice")

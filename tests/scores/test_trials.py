@@ -176,6 +176,11 @@ def test_presentations_and_predictions_are_paired_by_id():
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-4)
     with pytest.raises(PairingError, match="No stimulus has both"):
         trial_scores(truth.assign_coords(stimulus=[f"x{i}" for i in range(30)]), trials)
+    named = [trials.assign_coords(unit=list(names)) for names in ("abcde", "abced")]
+    predicted = truth.assign_coords(unit=list("abcde"))
+    assert trial_scores(predicted, named[0])["feve"].size == 5
+    with pytest.raises(PairingError, match="name 2 units differently, first 'd' and 'e'"):
+        trial_scores(predicted, named[1])
     with pytest.raises(SchemaError, match="predictions of 4 units, but trials of 5"):
         trial_scores(truth[:, :4], trials)
 
