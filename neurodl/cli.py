@@ -117,9 +117,15 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     run.add_argument("study", metavar="study.toml")
     run.add_argument("--out", metavar="FOLDER", help="default: results/NAME beside the study")
     run.add_argument("--check", action="store_true", help="only check the study file")
-    report = add("report", _report, "make a report of saved scores")
-    report.add_argument("scores", metavar="scores.nc", help="or a results folder")
-    report.add_argument("--out", metavar="FILE", help="default: report.html beside the scores")
+    report = add("report", _report, "make a report of saved scores, or an index of several runs")
+    report.add_argument(
+        "scores", nargs="+", metavar="scores.nc", help="or a results folder, or several"
+    )
+    report.add_argument(
+        "--out",
+        metavar="FILE",
+        help="default: report.html beside the scores; of several, index.html above them",
+    )
     report.add_argument("--title")
     _add_options(add("datasets", _datasets, "list, describe, fetch or check datasets"))
     backbones = add("backbones", _backbones, "list the networks, or say all about one")
@@ -248,10 +254,34 @@ def _report(options: argparse.Namespace) -> int:
     from neurodl.io.store import load
     from neurodl.reports import report
 
-    source = Path(options.scores)
+    source = Path(options.scores[0])
+    if len(options.scores) > 1 or (source.is_dir() and not (source / "scores.nc").is_file()):
+        return _index(options)
     source = source / "scores.nc" if source.is_dir() else source
     page = Path(options.out) if options.out else source.with_name("report.html")
     made = report(load(source), title=options.title)
+    print(made.finding)
+    print(f"Report: {made.save(page)}")
+    return 0
+
+
+def _index(options: argparse.Namespace) -> int:
+    """Write a page over several runs, and reports of those that have none yet."""
+    from neurodl.reports import report
+
+    # What a shell's star names besides results, such as an older index, is left out.
+    named = [Path(name) for name in options.scores]
+    if len(named) > 1:
+        named = [path for path in named if path.is_dir() or path.suffix not in (".html", ".tsv")]
+    made = report(named, title=options.title)
+    folders = [run.folder for run in made.runs if run.folder is not None]
+    above = Path(os.path.commonpath([folder.absolute() for folder in folders])) if folders else None
+    if above is not None and len(folders) == 1:
+        above = above.parent
+    page = Path(options.out) if options.out else (above or Path.cwd()) / "index.html"
+    for run in made.runs:
+        if run.folder is not None and run.page is None:
+            run.report.save(run.folder / "report.html")
     print(made.finding)
     print(f"Report: {made.save(page)}")
     return 0

@@ -46,6 +46,7 @@ class FoldPrediction(NamedTuple):
     by_band : (n_bands, n_targets) each, what else was chosen or found for each band of features,
         by the name that it has among the scores
     parts : (n_bands, n_test, n_targets), the part of each band in the predictions
+    history : what was measured in each epoch of training
     """
 
     fold: int
@@ -54,6 +55,7 @@ class FoldPrediction(NamedTuple):
     alpha: torch.Tensor
     by_band: Mapping[str, torch.Tensor] | None = None
     parts: torch.Tensor | None = None
+    history: Sequence[Mapping[str, Any]] = ()
 
 
 class PenaltyCV(MultiOutputMixin, RegressorMixin, BaseEstimator):

@@ -352,7 +352,13 @@ class NeuralEncoder(MultiOutputMixin, RegressorMixin, BaseEstimator):
                 adapted.network, adapted.scale, shown, stimulus[test], device, self._amp()
             )
             undefined = torch.full((targets.shape[1],), torch.nan)
-            yield FoldPrediction(fold, slice(None), torch.from_numpy(predicted), undefined)
+            yield FoldPrediction(
+                fold,
+                slice(None),
+                torch.from_numpy(predicted),
+                undefined,
+                history=adapted.history,
+            )
 
     def network(self) -> Network:
         """Return the trained network: its ``core`` is a torch module, its ``readouts`` others."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pandas as pd
 import xarray as xr
 
 from neurodl.reports.summary import count, number, plural
-from neurodl.reports.svg import INK, MARKERS, PALETTE, new_figure, styled
+from neurodl.reports.svg import INK, MARKERS, PALETTE, Drawing, new_figure
 from neurodl.reports.tables import ALL, nanmean
 from neurodl.schema import target_dim
 from neurodl.scores import comparison_table
@@ -28,24 +29,11 @@ def adaptation_context(scores: xr.Dataset) -> dict[str, Any] | None:
     """Return what the template shows of a comparison, or None where the scores are of none."""
     if "gain" not in scores:
         return None
-    from markupsafe import Markup
-
     table = comparison_table(scores)
-    backbones = list(dict.fromkeys(table["backbone"]))
-    gains = [
-        {
-            "title": name if len(backbones) > 1 else "",
-            "note": "",
-            "svg": Markup(draw_gains(table[(table["backbone"] == name) & (table["roi"] == ALL)])),
-        }
-        for name in backbones
-    ]
     return {
         "verdicts": [_unbroken(text) for text in verdicts(scores, table)],
         "rows": _rows(table),
-        "gains": gains,
-        "curves": [panel | {"svg": Markup(panel["svg"])} for panel in _curves(scores, table)],
-        "several_backbones": len(backbones) > 1,
+        "several_backbones": table["backbone"].nunique() > 1,
         "several_rois": table["roi"].nunique() > 1,
         "curve": "n_train" in scores.dims,
     }
@@ -129,7 +117,18 @@ def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-@styled
+def gains(scores: xr.Dataset) -> list[Drawing]:
+    """Return, for each backbone, a plot of what each condition gains over ridge regression."""
+    table = comparison_table(scores)
+    backbones = list(dict.fromkeys(table["backbone"]))
+    found = []
+    for name in backbones:
+        rows = table[(table["backbone"] == name) & (table["roi"] == ALL)]
+        title = str(name) if len(backbones) > 1 else ""
+        found.append(Drawing(title, "", partial(draw_gains, rows), rows))
+    return found
+
+
 def draw_gains(rows: pd.DataFrame) -> Figure:
     """Draw what each condition gains over ridge regression, with both intervals.
 
@@ -158,15 +157,16 @@ def draw_gains(rows: pd.DataFrame) -> Figure:
     return figure
 
 
-def _curves(scores: xr.Dataset, table: pd.DataFrame) -> list[dict[str, str]]:
+def curves(scores: xr.Dataset) -> list[Drawing]:
     """Return a plot of r by the number of training stimuli for each backbone and region."""
     if "n_train" not in scores.dims:
         return []
+    table = comparison_table(scores)
     target = target_dim(scores["r"])
     labels = scores["roi"].values if "roi" in scores.coords else None
     masks = roi_masks(labels, scores.sizes[target])
     r = scores["r_by_n_train"].mean("fold")
-    panels: list[dict[str, str]] = []
+    panels: list[Drawing] = []
     for backbone in dict.fromkeys(table["backbone"]):
         of = scores["backbone"].values == backbone
         single = [" + " not in str(name) for name in scores["adaptation"].values]
@@ -175,17 +175,15 @@ def _curves(scores: xr.Dataset, table: pd.DataFrame) -> list[dict[str, str]]:
         for roi, mask in list(masks.items())[:MAX_PANELS]:
             values = nanmean(r.transpose("layer", "n_train", target).values[rows][..., mask], -1)
             several = len(dict.fromkeys(table["backbone"])) > 1
-            panels.append(
-                {
-                    "title": roi if len(masks) > 1 else "",
-                    "note": str(backbone) if several else "",
-                    "svg": draw_curve(scores["n_train"].values, values, names, legend=not panels),
-                }
-            )
+            sizes = scores["n_train"].values
+            draw = partial(draw_curve, sizes, values, names, legend=not panels)
+            data = pd.DataFrame(values.T, columns=names)
+            data.insert(0, "n_train", sizes)
+            title, note = roi if len(masks) > 1 else "", str(backbone) if several else ""
+            panels.append(Drawing(title, note, draw, data))
     return panels
 
 
-@styled
 def draw_curve(
     n_train: np.ndarray, r: np.ndarray, names: Sequence[str], *, legend: bool = True
 ) -> Figure:

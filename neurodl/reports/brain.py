@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import math
+import re
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -250,6 +252,79 @@ def picture(rgba: np.ndarray, label: str) -> Picture:
     Image.fromarray(pixels, "RGBA").save(buffer, "PNG", optimize=True)
     uri = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
     return Picture(label, uri, rgba.shape[1], rgba.shape[0])
+
+
+def glass_brain(values: np.ndarray, scores: xr.Dataset, limit: float) -> Picture:
+    """Return the highest r along each line of sight, drawn on nilearn's glass brain.
+
+    Parameters
+    ----------
+    values : numpy.ndarray, shape (n_voxels,)
+        NaN = excluded.
+    scores : xarray.Dataset
+        With voxels in MNI space.
+    limit : float
+        r at the top of the colour scale.
+    """
+    import nibabel
+    from matplotlib.figure import Figure
+    from nilearn.plotting import plot_glass_brain
+
+    volume = np.nan_to_num(fill_volume(values, scores, outside=0)).clip(0)
+    figure = Figure((8, 2.6))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of nilearn, about resampling
+        plot_glass_brain(
+            nibabel.Nifti1Image(volume, affine_of(scores)),
+            display_mode="lyrz",
+            figure=figure,
+            cmap=CMAP,
+            vmin=0,
+            vmax=limit,
+            symmetric_cbar=False,
+            colorbar=False,
+            threshold=1e-6,
+        )
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=150, transparent=True)
+    uri = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return Picture("left, back, right, above", uri, 1200, 390)
+
+
+def volume_page(values: np.ndarray, scores: xr.Dataset, title: str) -> str:
+    """Return a page to click through the volume: nilearn's viewer, which needs no network.
+
+    Parameters
+    ----------
+    values : numpy.ndarray, shape (n_voxels,)
+        Mean r over folds; NaN = excluded, which is shown as 0.
+    scores : xarray.Dataset
+    title : str
+    """
+    import html
+
+    import nibabel
+    from nilearn.plotting import view_img
+
+    volume = np.nan_to_num(fill_volume(values, scores, outside=0))
+    background: Any = "MNI152"
+    if not in_mni(scores):
+        mask = fill_volume(np.ones(len(values)), scores, outside=0)
+        background = nibabel.Nifti1Image(mask, affine_of(scores))
+    limit = colour_limit(values)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of nilearn, about resampling
+        view = view_img(
+            nibabel.Nifti1Image(volume, affine_of(scores)),
+            bg_img=background,
+            cmap=CMAP,
+            vmax=limit,
+            symmetric_cmap=False,
+            threshold=1e-6,
+            title=html.escape(title),
+        )
+        # nilearn's page asks its site for an icon.
+        return re.sub(r"<link[^>]*https?:[^>]*>", "", str(view.get_standalone()))
 
 
 def map_description(scores: xr.Dataset, layer: str, backbone: str) -> dict[str, Any]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
+import re
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,8 +12,11 @@ import pandas as pd
 import xarray as xr
 
 from neurodl.reports import brain, plots, provenance, summary, svg
-from neurodl.reports.adaptation import adaptation_context
+from neurodl.reports.adaptation import adaptation_context, curves, gains
+from neurodl.reports.array import array_maps
 from neurodl.reports.auditing import audit_context, overrides
+from neurodl.reports.networks import draw_networks, network_rows
+from neurodl.reports.predictions import example_predictions, shown_stimuli
 from neurodl.reports.tables import (
     ALL,
     BOOTSTRAP_LIMIT,
@@ -30,6 +32,7 @@ from neurodl.reports.tables import (
     target_means,
     with_layers,
 )
+from neurodl.reports.training import training_curves
 from neurodl.schema import target_dim
 
 if TYPE_CHECKING:
@@ -39,26 +42,13 @@ MAX_VIEWER_MAPS = 40
 MAX_VIEWER_ROIS = 24
 
 
-def page_context(page: Report, script: str, style: str) -> dict[str, Any]:
-    """Return what the template needs: texts, tables, SVG and pictures.
-
-    Parameters
-    ----------
-    page : Report
-    script, style : str
-        The page's own JavaScript, which is allowed to run by its hash alone, and CSS.
-    """
-    from markupsafe import Markup
-
+def page_context(page: Report) -> dict[str, Any]:
+    """Return what the template needs: texts, tables, SVG and pictures."""
     scores, table = with_layers(page.scores), page.table
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return {
         "title": page.title,
         "fixed": fixed,
         "notes": _notes(page),
-        "script": Markup(script),
-        "style": Markup(style),
-        "script_hash": digest,
         "saved": str(scores.attrs.get("created", ""))[:10],
         "facts": provenance.what_was_run(scores, page.experiment),
         "backbones": provenance.backbone_rows(scores),
@@ -67,8 +57,68 @@ def page_context(page: Report, script: str, style: str) -> dict[str, Any]:
         "audit": audit_context(scores),
         "overrides": overrides(scores),
         "adaptation": adaptation_context(page.scores),
+        "network_rows": network_rows(page.networks),
+        "tested": page.networks is not None and page.networks["p"].notna().any(),
+        "stimuli": shown_stimuli(scores, best_overall(table), page.experiment),
+        "volume": page.volume_name,
         **_numbers(scores, table),
         **_figures(scores, table),
+        **{key: [panel(key, one) for one in found] for key, found in page.drawings.items()},
+    }
+
+
+def panel(section: str, drawing: svg.Drawing) -> dict[str, Any]:
+    """Return a figure as the template shows it."""
+    from markupsafe import Markup
+
+    return {
+        "title": drawing.title,
+        "note": drawing.note,
+        "svg": Markup(drawing.svg),
+        "tsv": drawing.tsv,
+        "name": file_stem(section, drawing.title),
+        "legend": {name: svg.COLOURS[colour] for name, colour in drawing.legend.items()},
+    }
+
+
+def file_stem(section: str, title: str) -> str:
+    """Return what a figure's file is called, without suffix.
+
+    Examples
+    --------
+    >>> file_stem("profiles", "timm:resnet50 (a/b)")
+    'profiles-timm-resnet50-a-b'
+    """
+    words = re.findall(r"[A-Za-z0-9._]+", title)
+    return "-".join([section, *words])[:80]
+
+
+def drawings(
+    scores: xr.Dataset, table: pd.DataFrame, networks: pd.DataFrame | None
+) -> dict[str, list[svg.Drawing]]:
+    """Return the figures of a report by section, in the order of the page.
+
+    Parameters
+    ----------
+    scores : xarray.Dataset
+    table : pandas.DataFrame
+        Of `roi_table`.
+    networks : pandas.DataFrame or None
+        Of `compared_networks`.
+    """
+    whole, compared = with_layers(scores), "gain" in scores
+    looks, index = _looks(whole), best_overall(table)
+    return {
+        "gains": gains(scores) if compared else [],
+        "curves": curves(scores) if compared else [],
+        "networks": draw_networks(networks, target_dim(scores["r"])),
+        # Conditions of a comparison are no steps from input to output; they have their own plot.
+        "profiles": [] if compared else plots.profiles(whole, table, fold_means(whole)),
+        "histograms": _histograms(whole, best_layers(table), looks),
+        "ceiling": _ceiling(whole, table, looks),
+        "predictions": example_predictions(whole, table, looks),
+        "training": training_curves(whole),
+        "array": array_maps(whole, index),
     }
 
 
@@ -99,24 +149,11 @@ def _numbers(scores: xr.Dataset, table: pd.DataFrame) -> dict[str, Any]:
 
 
 def _figures(scores: xr.Dataset, table: pd.DataFrame) -> dict[str, Any]:
-    """Return the plots and pictures, and what their captions depend on."""
-    from markupsafe import Markup
-
+    """Return the pictures, and what the captions of the figures depend on."""
     labels = roi_labels(scores)
     shown = plots.shown_rois(table)
     looks = _looks(scores)
-    drawn = {
-        # Conditions of a comparison are no steps from input to output; they have their own plot.
-        "profiles": [] if "gain" in scores else plots.profiles(scores, table, fold_means(scores)),
-        "histograms": _histograms(scores, best_layers(table), looks),
-        "ceiling": _ceiling(scores, table, looks),
-    }
-    panels = {
-        key: [{"title": title, "note": note, "svg": Markup(text)} for title, note, text in found]
-        for key, found in drawn.items()
-    }
     return {
-        **panels,
         "legend": [{"name": roi, "look": looks[roi]} for roi in shown],
         "coloured": 1 < len(looks) <= len(svg.PALETTE) + 1,
         "many": int(_with_ceiling(scores, table).sum()) > plots.MAX_POINTS,
@@ -197,8 +234,8 @@ def _matrix(scores: xr.Dataset, table: pd.DataFrame, best: pd.DataFrame) -> list
 
 def _histograms(
     scores: xr.Dataset, best: pd.DataFrame, looks: Mapping[str, svg.Look]
-) -> list[tuple[str, str, str]]:
-    """Return one histogram of r per ROI, of its best layer: title, the layer, SVG."""
+) -> list[svg.Drawing]:
+    """Return one histogram of r per ROI, of its best layer."""
     means, members = target_means(scores), roi_members(scores)
     scored = best[best["n_valid"] > 0]
     if not len(scored):
@@ -211,18 +248,21 @@ def _histograms(
             chosen[roi] = (summary.layer_name(scores, layer), values[~np.isnan(values)])
     every = np.concatenate([values for _, values in chosen.values()])
     limits = (min(0.0, float(every.min())) - 0.02, max(0.1, float(every.max())) + 0.02)
-    draw = partial(
-        plots.draw_histogram,
-        limits=limits,
-        noun=summary.plural(target_dim(scores["r"])),
-        wide=len(chosen) == 1,
-    )
-    return [(roi, name, draw(x, looks[roi].colour)) for roi, (name, x) in chosen.items()]
+    noun = summary.plural(target_dim(scores["r"]))
+    found = []
+    for roi, (name, x) in chosen.items():
+        draw = partial(
+            plots.draw_histogram, x, looks[roi].colour, limits, noun, wide=len(chosen) == 1
+        )
+        counts, edges = plots.histogram(x, limits)
+        data = pd.DataFrame({"r_from": edges[:-1], "r_to": edges[1:], noun: counts})
+        found.append(svg.Drawing(roi, name, draw, data))
+    return found
 
 
 def _ceiling(
     scores: xr.Dataset, table: pd.DataFrame, looks: Mapping[str, svg.Look]
-) -> list[tuple[str, str, str]]:
+) -> list[svg.Drawing]:
     """Return r of the best layer against the ceiling, if there are both."""
     index, known = best_overall(table), _with_ceiling(scores, table)
     if index is None or not known.any():
@@ -232,7 +272,11 @@ def _ceiling(
     labels = labels[known] if labels is not None else None
     name = summary.layer_name(scores, str(scores["layer"].values[index]))
     note = summary.count(int(known.sum()), target_dim(scores["r"]))
-    return [(name, note, plots.draw_ceiling(ceiling, r, labels, looks))]
+    draw = partial(plots.draw_ceiling, ceiling, r, labels, looks)
+    coloured = labels is not None and len(r) <= plots.MAX_POINTS
+    named = {roi: look.colour for roi, look in looks.items() if roi != ALL} if coloured else {}
+    named = named if len(named) <= len(svg.PALETTE) else {}
+    return [svg.Drawing(name, note, draw, plots.ceiling_data(ceiling, r, labels), named)]
 
 
 def _with_ceiling(scores: xr.Dataset, table: pd.DataFrame) -> np.ndarray:
@@ -278,6 +322,8 @@ def _brain(
         "slices": brain.slices(means[index], scores, limit),
         "space": str(scores.attrs.get("space", "")) or "not named",
         "surface": [],
+        "flat": [],
+        "glass": [],
         "viewer": None,
     }
     return shown | _cortex(scores, table, looks, limit) if shown["mni"] else shown
@@ -301,7 +347,12 @@ def _cortex(
     colours = {roi: looks[roi].colour for roi in members}
     viewer = surface.viewer(maps, names, limit, regions, colours) | {"chosen": chosen}
     best = {side: values[:, chosen] for side, values in maps.items()}
-    return {"surface": surface.surface_pictures(best, limit), "viewer": viewer}
+    return {
+        "surface": surface.surface_pictures(best, limit, regions),
+        "flat": surface.surface_pictures(best, limit, regions, "flat"),
+        "glass": [brain.glass_brain(target_means(scores).values[kept[chosen]], scores, limit)],
+        "viewer": viewer,
+    }
 
 
 def best_overall(table: pd.DataFrame) -> int | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from neurodl.reports.svg import INK, PALETTE, RULE, Look, new_figure, roi_looks, styled
+from neurodl.reports.svg import INK, PALETTE, RULE, Drawing, Look, new_figure, roi_looks
 from neurodl.reports.tables import ALL, fixed, layer_groups, short_layers, with_layers
 
 if TYPE_CHECKING:
@@ -28,10 +29,8 @@ def shown_rois(table: pd.DataFrame, limit: int = MAX_LINES) -> list[str]:
     return [roi for roi in best.index if roi == ALL or roi in chosen]
 
 
-def profiles(
-    scores: xr.Dataset, table: pd.DataFrame, folds: xr.DataArray
-) -> list[tuple[str, str, str]]:
-    """Return one plot of r along the layers per network: title, note and SVG.
+def profiles(scores: xr.Dataset, table: pd.DataFrame, folds: xr.DataArray) -> list[Drawing]:
+    """Return one plot of r along the layers per network.
 
     Networks of a single layer share the last plot; if there is only one layer at all, the plot
     is r by ROI.
@@ -55,13 +54,23 @@ def profiles(
     folds = folds.sel(roi=rois)
     if len(layers) == 1:
         rows = table.set_index("roi").loc[rois]
-        return [(layers[0], "", draw_rois(rows, folds.values[0], looks, limits))]
+        draw = partial(draw_rois, rows, folds.values[0], looks, limits)
+        return [Drawing(layers[0], "", draw, _numbers(table, folds, layers))]
 
-    def draw(rows: Sequence[int], labels: Sequence[str], *, joined: bool) -> str:
-        columns = _columns(table, [layers[index] for index in rows], rois)
-        return draw_profile(
-            labels, columns, folds.values[list(rows)], rois, looks, limits, joined=joined
+    def drawing(title: str, rows: Sequence[int], labels: Sequence[str], *, joined: bool) -> Drawing:
+        own = [layers[index] for index in rows]
+        draw = partial(
+            draw_profile,
+            labels,
+            _columns(table, own, rois),
+            folds.values[list(rows)],
+            rois,
+            looks,
+            limits,
+            joined=joined,
         )
+        named = {roi: looks[roi].colour for roi in rois} if len(rois) > 1 else {}
+        return Drawing(title, "", draw, _numbers(table, folds, own), named)
 
     groups = layer_groups(scores)
     plots = []
@@ -69,12 +78,24 @@ def profiles(
         if len(rows) > 1:
             backbone = str(scores["backbone"].values[rows[0]])
             labels = short_layers([layers[index] for index in rows], backbone)
-            plots.append((name, "", draw(rows, labels, joined=True)))
+            plots.append(drawing(name, rows, labels, joined=True))
     single = {name: rows[0] for name, rows in groups.items() if len(rows) == 1}
     if single:
         labels = [name or layers[index] for name, index in single.items()]
-        plots.append(("One layer each", "", draw(list(single.values()), labels, joined=False)))
+        plots.append(drawing("One layer each", list(single.values()), labels, joined=False))
     return plots
+
+
+def _numbers(table: pd.DataFrame, folds: xr.DataArray, layers: Sequence[str]) -> pd.DataFrame:
+    """Return what a profile shows: the rows of the table, with r of each fold beside them."""
+    shown = table["layer"].isin(layers) & table["roi"].isin(folds["roi"].values)
+    rows = table[shown][["backbone", "layer", "roi", "r", "r_low", "r_high"]].reset_index(drop=True)
+    values = [
+        folds.sel(layer=layer, roi=roi).values
+        for layer, roi in zip(rows["layer"], rows["roi"], strict=True)
+    ]
+    names = [f"r_fold{number}" for number in range(folds.sizes["fold"])]
+    return rows.join(pd.DataFrame(np.array(values), columns=names))
 
 
 def _columns(
@@ -92,7 +113,6 @@ def _limits(values: np.ndarray) -> tuple[float, float]:
     return low - pad * (low < 0), high + pad
 
 
-@styled
 def draw_profile(
     labels: Sequence[str],
     columns: Mapping[str, np.ndarray],
@@ -161,7 +181,6 @@ def draw_profile(
     return figure
 
 
-@styled
 def draw_rois(
     rows: pd.DataFrame, folds: np.ndarray, looks: Mapping[str, Look], limits: tuple[float, float]
 ) -> Figure:
@@ -198,7 +217,12 @@ def draw_rois(
     return figure
 
 
-@styled
+def histogram(values: np.ndarray, limits: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Return how many values lie in each bin, and the bins' edges; more bins for more values."""
+    n_bins = int(np.clip(1.5 * np.sqrt(len(values)), 10, 60))
+    return np.histogram(values, bins=np.linspace(*limits, n_bins + 1))
+
+
 def draw_histogram(
     values: np.ndarray, colour: str, limits: tuple[float, float], noun: str, *, wide: bool = False
 ) -> Figure:
@@ -219,8 +243,7 @@ def draw_histogram(
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = new_figure(4.4 if wide else 2.75, 2.4 if wide else 1.9)
-    n_bins = int(np.clip(1.5 * np.sqrt(len(values)), 10, 60))
-    counts, edges = np.histogram(values, bins=np.linspace(*limits, n_bins + 1))
+    counts, edges = histogram(values, limits)
     axes.stairs(counts, edges, fill=True, color=colour, alpha=0.35, lw=0)
     axes.stairs(counts, edges, color=colour, lw=1.2)
     mean = float(values.mean())
@@ -242,7 +265,6 @@ def draw_histogram(
     return figure
 
 
-@styled
 def draw_ceiling(
     ceiling: np.ndarray, r: np.ndarray, labels: np.ndarray | None, looks: Mapping[str, Look]
 ) -> Figure:
@@ -294,6 +316,23 @@ def draw_ceiling(
     axes.set_ylabel("r", style="italic")
     axes.set_aspect("equal")
     return figure
+
+
+def ceiling_data(ceiling: np.ndarray, r: np.ndarray, labels: np.ndarray | None) -> pd.DataFrame:
+    """Return what `draw_ceiling` shows: a row per target, or counts where there are many."""
+    x = np.sqrt(np.clip(ceiling, 0, None))
+    if len(r) <= MAX_POINTS:
+        data = pd.DataFrame({"sqrt_ceiling": x, "r": r})
+        return data if labels is None else data.assign(roi=labels.astype(str))
+    counts, one, other = np.histogram2d(x, r, bins=40, range=((0, 1), (min(0.0, r.min()), 1)))
+    rows, columns = np.nonzero(counts)
+    return pd.DataFrame(
+        {
+            "sqrt_ceiling_from": one[rows],
+            "r_from": other[columns],
+            "n": counts[rows, columns].astype(int),
+        }
+    )
 
 
 def _rgb(colour: str) -> tuple[float, float, float]:

@@ -29,6 +29,8 @@ VIEWS = (
     ("both, from behind", HEMISPHERES, ((1, 0, 0), (0, 0, 1), (0, -1, 0))),
     ("both, from below", HEMISPHERES, ((-1, 0, 0), (0, 1, 0), (0, 0, -1))),
 )
+# Seen from outside, the left hemisphere's front is on the left.
+FLAT = tuple((side, (side,), ((1, 0, 0), (0, 1, 0), (0, 0, 1))) for side in HEMISPHERES)
 GAP = 6.0
 
 
@@ -73,47 +75,88 @@ def project(columns: np.ndarray, scores: xr.Dataset) -> dict[str, np.ndarray]:
     return {side: np.concatenate(found, 1) for side, found in parts.items()}
 
 
-def inflated() -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def cortex(shape: str = "inflated") -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Return per hemisphere: coordinates (n, 3) [mm], faces (m, 3) and how deep a sulcus is (n,).
 
     Depth runs from 0 (gyrus) to 1 (sulcus).
+
+    Parameters
+    ----------
+    shape : {"inflated", "flat"}
     """
     from nilearn.datasets import load_fsaverage, load_fsaverage_data
 
-    mesh = load_fsaverage("fsaverage5")["inflated"]
+    mesh = load_fsaverage("fsaverage5")[shape]
     depth = load_fsaverage_data("fsaverage5", data_type="sulcal").data.parts
     hemispheres = {}
     for side in HEMISPHERES:
         coordinates = np.array(mesh.parts[side].coordinates, float)
         # Inflated hemispheres overlap in the middle: set them side by side.
         edge = coordinates[:, 0].max() if side == "left" else coordinates[:, 0].min()
-        coordinates[:, 0] += (-GAP if side == "left" else GAP) / 2 - edge
+        if shape == "inflated":
+            coordinates[:, 0] += (-GAP if side == "left" else GAP) / 2 - edge
         faces = np.asarray(mesh.parts[side].faces, int)
         shown = np.clip(np.asarray(depth[side], float) + 0.5, 0, 1)
         hemispheres[side] = (coordinates, faces, shown)
     return hemispheres
 
 
-def surface_pictures(values: Mapping[str, np.ndarray], limit: float) -> list[Picture]:
-    """Return pictures of the inflated hemispheres from outside and inside.
+def surface_pictures(
+    values: Mapping[str, np.ndarray],
+    limit: float,
+    rois: Mapping[str, np.ndarray] | None = None,
+    shape: str = "inflated",
+) -> list[Picture]:
+    """Return pictures of the hemispheres, inflated and from several sides, or flat.
 
     Parameters
     ----------
     values : mapping of hemisphere to numpy.ndarray, shape (n_vertices,)
     limit : float
         r at the top of the colour scale.
+    rois : mapping of hemisphere to numpy.ndarray of int, shape (n_vertices,), optional
+        Of `project_rois`: outlined.
+    shape : {"inflated", "flat"}
     """
-    finer = {}
-    for side, (coordinates, faces, depth) in inflated().items():
+    finer, outlines = {}, {}
+    for side, (coordinates, faces, depth) in cortex(shape).items():
         finer[side] = _finer(coordinates, faces, np.column_stack([depth, values[side]]))
+        labels = np.zeros(len(coordinates), int) if rois is None else rois[side]
+        outlines[side] = _outlines(coordinates, faces, labels)
     pictures = []
-    for label, sides, axes in VIEWS:
+    for label, sides, axes in VIEWS if shape == "inflated" else FLAT:
         points = np.concatenate([finer[side][0] for side in sides]) @ np.array(axes, float).T
         starts = np.cumsum([0] + [len(finer[side][0]) for side in sides])
         faces = np.concatenate([finer[side][1] + n for side, n in zip(sides, starts, strict=False)])
         extra = np.concatenate([finer[side][2] for side in sides])
-        pictures.append(_render(label, points, faces, extra, limit))
+        turned = np.array(axes, float).T
+        lines, facing = (
+            np.concatenate([outlines[side][part] @ turned for side in sides]) for part in (0, 1)
+        )
+        pictures.append(_render(label, points, faces, extra, limit, lines[facing[:, 2] > 0]))
     return pictures
+
+
+def _outlines(
+    coordinates: np.ndarray, faces: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the borders between labels: segments (n, 2, 3), and where each faces (n, 3)."""
+    normals = np.cross(
+        coordinates[faces[:, 1]] - coordinates[faces[:, 0]],
+        coordinates[faces[:, 2]] - coordinates[faces[:, 0]],
+    )
+    edges = np.stack([faces, np.roll(faces, -1, axis=1)], -1)
+    crossed = labels[edges[..., 0]] != labels[edges[..., 1]]
+    middles = coordinates[edges].mean(2)
+    two = crossed.sum(1) == 2
+    ends = middles[two][crossed[two]].reshape(-1, 2, 3)
+    three = crossed.sum(1) == 3
+    centre = np.repeat(middles[three].mean(1), 3, axis=0)
+    spokes = np.stack([middles[three].reshape(-1, 3), centre], 1)
+    return (
+        np.concatenate([ends, spokes]),
+        np.concatenate([normals[two], np.repeat(normals[three], 3, axis=0)]),
+    )
 
 
 def _finer(
@@ -135,7 +178,12 @@ def _finer(
 
 
 def _render(
-    label: str, points: np.ndarray, faces: np.ndarray, extra: np.ndarray, limit: float
+    label: str,
+    points: np.ndarray,
+    faces: np.ndarray,
+    extra: np.ndarray,
+    limit: float,
+    lines: np.ndarray,
 ) -> Picture:
     """Draw triangles from back to front; points are (right, up, towards the eye)."""
     corners = points[faces]
@@ -150,12 +198,15 @@ def _render(
     grey = (0.86 - 0.24 * depth) * (0.5 + 0.5 * shade)
     shown = colours(value, limit)
     rgb = np.where(shown[:, 3:] > 0, shown[:, :3] * (0.72 + 0.28 * shade[:, None]), grey[:, None])
-    return picture(_rasterise(corners[front][:, :, :2], rgb), label)
+    return picture(_rasterise(corners[front][:, :, :2], rgb, lines[..., :2]), label)
 
 
-def _rasterise(triangles: np.ndarray, rgb: np.ndarray) -> np.ndarray:
-    """Return triangles (n, 3, 2) painted in their order, shape (height, width, 4)."""
-    from matplotlib.collections import PolyCollection
+def _rasterise(triangles: np.ndarray, rgb: np.ndarray, lines: np.ndarray) -> np.ndarray:
+    """Return triangles (n, 3, 2) painted in their order, with lines (m, 2, 2) above them.
+
+    Shape (height, width, 4).
+    """
+    from matplotlib.collections import LineCollection, PolyCollection
     from matplotlib.figure import Figure
     from PIL import Image
 
@@ -170,6 +221,8 @@ def _rasterise(triangles: np.ndarray, rgb: np.ndarray) -> np.ndarray:
     axes.add_collection(
         PolyCollection(shapes, facecolors=rgb, antialiased=False, linewidths=0.3, edgecolors=rgb)
     )
+    segments: Any = lines
+    axes.add_collection(LineCollection(segments, colors="#10141a", linewidths=0.9))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=300, transparent=True)
     # Painted large without antialiasing, then made small: no seams between triangles.
@@ -207,7 +260,7 @@ def viewer(
     from neurodl.reports.brain import CMAP
 
     hemispheres = []
-    surfaces = inflated()
+    surfaces = cortex()
     centre = np.concatenate([surface[0] for surface in surfaces.values()])
     centre = (centre.min(0) + centre.max(0)) / 2
     for side, (coordinates, faces, depth) in surfaces.items():

@@ -1,25 +1,28 @@
-"""Figures as inline SVG that takes the page's font and ink, and how each ROI is drawn in them.
+"""Drawings: figures as inline SVG that takes the page's font and ink, and as slides.
 
 Drawn on `matplotlib.figure.Figure` objects: no pyplot, no global figure, no backend chosen.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import io
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ParamSpec
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
+from neurodl.io.store import atomic_path
 from neurodl.reports.tables import ALL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-P = ParamSpec("P")
 # Okabe and Ito's colours, without the yellow and black that vanish on one of the two backgrounds.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#8a7f5c")
 # Shapes tell ROIs apart where colours do not; each with the sign that stands for it in the legend.
@@ -72,6 +75,10 @@ STYLE: dict[str, Any] = {
 }
 
 
+# 16:9; with fonts of 9 points, a title is as large as on a slide of twice this width.
+SLIDE_SIZE, SLIDE_DPI = (6.4, 3.6), 300
+
+
 @dataclass(frozen=True)
 class Look:
     """How a ROI is drawn: its colour, its marker and the marker's sign for the legend."""
@@ -107,17 +114,70 @@ def roi_looks(rois: Sequence[str]) -> dict[str, Look]:
     return looks
 
 
-def styled(draw: Callable[P, Figure]) -> Callable[P, str]:
-    """Run `draw` in the report's own style, whatever the user's rcParams, and return its SVG."""
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """A figure of a report: how it is drawn, and the numbers in it.
 
-    @functools.wraps(draw)
-    def drawn(*args: P.args, **kwargs: P.kwargs) -> str:
+    Attributes
+    ----------
+    title, note : str
+        Stand above the figure.
+    draw : callable
+        Returns the matplotlib figure.
+    data : pandas.DataFrame
+        What is drawn.
+    legend : dict
+        Colour by name, of lines that the page names beside the figure; slides name them below.
+    """
+
+    title: str
+    note: str
+    draw: Callable[[], Figure]
+    data: pd.DataFrame
+    legend: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def svg(self) -> str:
+        """The figure as an SVG element for the page, whatever the user's rcParams."""
         from matplotlib import style
 
         with style.context(["default", STYLE]):
-            return to_svg(draw(*args, **kwargs))
+            return to_svg(self.draw())
 
-    return drawn
+    @property
+    def tsv(self) -> str:
+        """The numbers as tab-separated text."""
+        return self.data.to_csv(sep="\t", index=False, na_rep="n/a", float_format="%.6g")
+
+    def save_slide(self, path: str | Path, heading: str = "") -> None:
+        """Write the figure as a PNG of 1920 x 1080 pixels on white.
+
+        Parameters
+        ----------
+        path : str or Path
+        heading : str
+            What the figure shows; the title follows it.
+        """
+        from matplotlib import style
+        from matplotlib.patches import Patch
+
+        with style.context(["default", STYLE]):
+            figure = self.draw()
+            figure.set_size_inches(*SLIDE_SIZE)
+            parts = [part for part in (heading, self.title, self.note) if part]
+            figure.suptitle(": ".join(parts[:2]), fontsize=11, color=INK)
+            if self.legend:
+                figure.legend(
+                    handles=[
+                        Patch(color=colour, label=name) for name, colour in self.legend.items()
+                    ],
+                    loc="outside lower center",
+                    ncols=min(len(self.legend), 6),
+                    frameon=False,
+                    fontsize=8,
+                )
+            with atomic_path(path) as temporary:
+                figure.savefig(temporary, format="png", dpi=SLIDE_DPI, facecolor="white")
 
 
 def to_svg(figure: Figure) -> str:

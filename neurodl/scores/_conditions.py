@@ -15,7 +15,7 @@ from neurodl.features import extract_features
 from neurodl.models import NeuralEncoder, RidgeCV
 from neurodl.runtime import derive_seed
 from neurodl.schema import check_responses, sample_ids
-from neurodl.scores._fits import Fits, Rows
+from neurodl.scores._fits import Fits, History, Rows
 from neurodl.scores.crossval import fold_ceilings, paired_rows, used_targets
 from neurodl.scores.pairing import row_numbers, takes_stimuli
 
@@ -85,6 +85,7 @@ class Condition(NamedTuple):
     read: list[str]
     predictions: list[np.ndarray]
     facts: Mapping[str, str]
+    history: History = {}
 
 
 def named_backbones(backbones: Any) -> dict[str, Backbone]:
@@ -192,11 +193,11 @@ def fit_all(
             if name == RIDGE_LAYERS:
                 steps_of = ["+".join(steps)] * len(splits)
                 joined = np.concatenate([by_row[step] for step in steps], 1)
-                said = _predictions(task, model, joined, splits)
-                own.append(Condition(label, name, steps_of, said, facts))
+                said, history = _predictions(task, model, joined, splits)
+                own.append(Condition(label, name, steps_of, said, facts, history))
             else:
-                said = _by_layer(task, model, backbone, by_row, read, splits)
-                own.append(Condition(label, name, read, said, facts))
+                said, history = _by_layer(task, model, backbone, by_row, read, splits)
+                own.append(Condition(label, name, read, said, facts, history))
         conditions += [*own, *(_averaged(own) if averages else [])]
     return conditions
 
@@ -236,9 +237,10 @@ def _by_layer(
     by_row: Mapping[str, np.ndarray],
     read: list[str],
     splits: list[Any],
-) -> list[np.ndarray]:
+) -> tuple[list[np.ndarray], History]:
     """Return the predictions of a model that reads, in each fold, the layer of that fold."""
     found: list[np.ndarray] = [np.empty(0)] * len(splits)
+    history: History = {}
     for layer in dict.fromkeys(read):
         folds = [fold for fold, one in enumerate(read) if one == layer]
         some = [splits[fold] for fold in folds]
@@ -246,27 +248,28 @@ def _by_layer(
             place: dict[str, Any] = {"backbone": backbone, "backbone_options": None}
             if model.get_params(deep=False).get("layer") is None:
                 place["layer"] = layer
-            said = _predictions(
+            said, trained = _predictions(
                 task, clone(model).set_params(**place), task.stimulus[:, None], some
             )
         else:
-            said = _predictions(task, model, by_row[layer], some)
+            said, trained = _predictions(task, model, by_row[layer], some)
+        history |= {folds[number]: entries for number, entries in trained.items()}
         for fold, one in zip(folds, said, strict=True):
             found[fold] = one
-    return found
+    return found, history
 
 
 def _predictions(
     task: Task, model: Any, features: np.ndarray, splits: list[Any]
-) -> list[np.ndarray]:
-    """Return the predictions of the test rows of each split, (n_test, n_used)."""
+) -> tuple[list[np.ndarray], History]:
+    """Return the predictions of the test rows of each split, (n_test, n_used), and the training."""
     rows = task.with_splits(splits)
     ceilings = fold_ceilings(model, task.responses, rows, None, task.used)
     fits = Fits(model, rows, task.used, False, task.stimuli, ceilings)
     found = [np.full((len(test), int(task.used.sum())), np.nan, np.float32) for _, test in splits]
     for part in fits.predictions(features):
         found[part.fold][:, part.columns] = part.predicted.cpu().numpy()
-    return found
+    return found, fits.history
 
 
 def _averaged(own: Sequence[Condition]) -> list[Condition]:
@@ -277,6 +280,7 @@ def _averaged(own: Sequence[Condition]) -> list[Condition]:
     return [
         one._replace(
             adaptation=one.adaptation + MEAN_WITH,
+            history={},
             predictions=[
                 (a + b) / 2 for a, b in zip(one.predictions, linear.predictions, strict=True)
             ],

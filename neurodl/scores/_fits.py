@@ -28,6 +28,7 @@ from neurodl.scores.auditing import Audit
 from neurodl.scores.pairing import fit_parameter, last_step, takes_kernel, takes_stimuli
 
 RATE_FLOOR = 0.01  # of a unit's mean count: rates are above 0
+History = dict[int, Sequence[Mapping[str, Any]]]  # by fold, an entry for each epoch
 OF_COUNTS: dict[str, Callable[..., torch.Tensor]] = {
     "deviance": lambda rate, counts, null: poisson_deviance(rate, counts),
     "pseudo_r2": pseudo_r2,
@@ -84,6 +85,7 @@ class Fits:
         self.takes_kernel = takes_kernel(model)
         self.keep_predictions = keep_predictions
         self.messages: Counter[str] = Counter()
+        self.history: History = {}  # of the layer that was predicted last
         self.n_fits = 0
 
     def layer(
@@ -140,7 +142,15 @@ class Fits:
         return {name: over_known(OF_COUNTS[name], rate, observed, null) for name in self.metrics}
 
     def predictions(self, features: Any) -> Generator[FoldPrediction, None, None]:
-        """Yield the predictions of some targets in some fold."""
+        """Yield the predictions of some targets in some fold, and keep how training went."""
+        self.history = {}
+        with closing(self._predictions(features)) as parts:
+            for part in parts:
+                if part.history:
+                    self.history[part.fold] = part.history
+                yield part
+
+    def _predictions(self, features: Any) -> Generator[FoldPrediction, None, None]:
         if hasattr(self.model, "predict_folds"):
             model = self._fresh(self.bands)
             labels: dict[str, Any] = {"groups": self.groups}
@@ -165,7 +175,10 @@ class Fits:
             predicted = np.asarray(fitted.predict(features[held], **labels), np.float32)
             predicted = predicted.reshape(len(test), -1)
             alpha = torch.as_tensor(_alpha(fitted))
-            yield FoldPrediction(fold, slice(None), torch.from_numpy(predicted), alpha)
+            history = getattr(last_step(fitted), "history_", ())
+            yield FoldPrediction(
+                fold, slice(None), torch.from_numpy(predicted), alpha, history=history
+            )
 
     def band_names(self, layers: Mapping[str, xr.DataArray]) -> list[str]:
         """Return the names of the bands that results are by."""

@@ -28,7 +28,7 @@ from neurodl.scores._conditions import (
     thinned,
 )
 from neurodl.scores._fits import over_known
-from neurodl.scores.crossval import own_ceiling, run_attrs, with_ceiling
+from neurodl.scores.crossval import own_ceiling, run_attrs, with_ceiling, with_training
 from neurodl.scores.paired import OVER, mean_of, over_stimuli, over_targets, roi_masks
 
 if TYPE_CHECKING:
@@ -130,6 +130,7 @@ def compare(
         curve.append(_r(task, part, splits))
     if sizes:
         scores = scores.merge(_curve(task, conditions, curve, sizes, masks, n_resamples, seed))
+    scores = with_training(scores, [one.history for one in conditions])
     attrs = run_attrs(task.rows, groups, seed, task.used, experiment.responses, cv)
     scores = scores.assign_attrs(attrs | {"model": "comparison", "n_resamples": n_resamples})
     ceiling = own_ceiling(experiment.responses)

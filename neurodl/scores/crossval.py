@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,7 @@ from neurodl.schema import (
     target_dim,
 )
 from neurodl.scores._audit_case import Case
-from neurodl.scores._fits import OF_COUNTS, Fits, Rows
+from neurodl.scores._fits import OF_COUNTS, Fits, History, Rows
 from neurodl.scores.auditing import audited
 from neurodl.scores.ceiling import (
     MIN_RELIABILITY,
@@ -47,8 +47,11 @@ from neurodl.scores.splits import default_groups, make_splits
 from neurodl.stimuli import Stimuli
 
 ALL_LAYERS = "all"
+MOST_KEPT = 64 * 2**20  # bytes of predictions that are kept unasked
 NEVER, SEVERAL = -1, -2  # in place of the fold that tests a row
 LAYER_COORDS = ("backbone", "weights", "weights_sha256", "licence", "transform", "pool", "reduce")
+# What histories call it, and scores.
+TRAINING = {"loss": "training_loss", "val_loss": "validation_loss", "val_r": "validation_r"}
 KEPT_ATTRS = ("units", "subject", "space", "affine", "shape", "tr", "bin_width")
 
 
@@ -64,7 +67,7 @@ def cross_validate(
     unpaired: str = "error",
     allow: Sequence[str] = (),
     metrics: Sequence[str] = (),
-    keep_predictions: bool = False,
+    keep_predictions: bool | Literal["auto"] = False,
 ) -> xr.Dataset:
     """Return how well `model` predicts held-out responses from each layer's features.
 
@@ -104,9 +107,10 @@ def cross_validate(
         Scores of counts besides r and r2, against the mean rate of the training rows; see
         `neurodl.metrics`. Predictions below a hundredth of it are raised to that, since a rate is
         above 0: the attr n_rates_raised counts them.
-    keep_predictions : bool
+    keep_predictions : bool or "auto"
         Whether to keep ``predicted`` (layer, sample, target) and ``observed`` (sample, target),
         NaN where a row was never tested, and the coord tested_in, the fold of each row.
+        "auto" keeps them while they take at most 64 MiB.
 
     Returns
     -------
@@ -160,13 +164,19 @@ def cross_validate(
         last_step(model).check_targets(np.unique(responses["roi"].values.astype(str)))
     ceilings = fold_ceilings(model, whole, rows, given, used)
     _check_metrics(metrics, observed[:, used])
+    if keep_predictions == "auto":
+        keep_predictions = 4 * len(layers) * observed.size <= MOST_KEPT
     fold_scores = Fits(model, rows, used, keep_predictions, X, ceilings, metrics)
     n_steps = len(layers) * len(splits) * int(used.sum())
     with progress_bar(label="fit", total=n_steps) as advance:
-        results = [fold_scores.layer(array.values, advance) for array in layers.values()]
+        results, histories = [], []
+        for array in layers.values():
+            results.append(fold_scores.layer(array.values, advance))
+            histories.append(fold_scores.history)
     warned = fold_scores.warn()
     scores = _dataset(results, layers, responses, splits, keep_predictions, observed)
     scores = _with_bands(scores, results, fold_scores.band_names(layers))
+    scores = with_training(scores, histories)
     if ceiling is not None:
         scores = with_ceiling(scores, ceiling)
     scores.attrs |= {
@@ -426,6 +436,28 @@ def _with_bands(
     dims = ("layer", "fold", "band", target_dim(scores["r"]))
     by_band = {name: (dims, np.stack([result[name] for result in results])) for name in names}
     return scores.assign_coords(band=bands).assign(by_band)
+
+
+def with_training(scores: xr.Dataset, histories: Sequence[History]) -> xr.Dataset:
+    """Add what was measured in training: dims (layer, fold, step), NaN after the last step.
+
+    Parameters
+    ----------
+    scores : xarray.Dataset
+    histories : sequence of mapping, one of each layer
+        By fold, an entry for each epoch; those of several stages follow each other.
+    """
+    steps = max((len(one) for folds in histories for one in folds.values()), default=0)
+    if not steps:
+        return scores
+    shape = (scores.sizes["layer"], scores.sizes["fold"], steps)
+    for key, name in TRAINING.items():
+        values = np.full(shape, np.nan, np.float32)
+        for layer, folds in enumerate(histories):
+            for fold, entries in folds.items():
+                values[layer, fold, : len(entries)] = [one.get(key, np.nan) for one in entries]
+        scores[name] = (("layer", "fold", "step"), values)
+    return scores
 
 
 def with_ceiling(scores: xr.Dataset, ceiling: xr.DataArray) -> xr.Dataset:

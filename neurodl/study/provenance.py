@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ from typing import Any
 import xarray as xr
 
 from neurodl import __version__
-from neurodl.runtime import progress
+from neurodl.runtime import progress, resolve_device
 from neurodl.study.config import named_files
 from neurodl.study.sections import Study
 
@@ -23,7 +24,64 @@ PACKAGES = (
     "torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "xarray", "pandas",
     "nibabel", "nilearn", "decord", "av", "zarr",
 )  # fmt: skip
+CORE_WATTS, GPU_WATTS = 10.0, 300.0
 PER_LAYER = ("backbone", "weights", "weights_sha256", "transform", "pool", "n_features")
+
+
+class Meter:
+    """What a run takes from its beginning on: time, and an estimate of energy.
+
+    A busy core counts `CORE_WATTS`; a GPU counts its power limit for as long as the run takes,
+    which is an upper bound. Screens, cooling and the rest of the machine are left out.
+
+    Parameters
+    ----------
+    device : str
+        See `resolve_device`.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.started = time.time()
+        self._cpu = self._cpu_time()
+        self.gpu_watts = _gpu_watts() if resolve_device(device).type == "cuda" else 0.0
+
+    @staticmethod
+    def _cpu_time() -> float:
+        used = os.times()
+        return used.user + used.system + used.children_user + used.children_system
+
+    def seconds(self) -> float:
+        """Return how long it has taken [s]."""
+        return time.time() - self.started
+
+    def cpu_seconds(self) -> float:
+        """Return how long cores were busy, added up [s]."""
+        return self._cpu_time() - self._cpu
+
+    def energy_wh(self) -> float:
+        """Return the estimate of energy [Wh]."""
+        joules = CORE_WATTS * self.cpu_seconds() + self.gpu_watts * self.seconds()
+        return joules / 3600
+
+    def said(self) -> dict[str, str]:
+        """Return time and energy as a report says them."""
+        assumed = f"{CORE_WATTS:g} W for a busy core"
+        if self.gpu_watts:
+            assumed += f", {self.gpu_watts:g} W for the GPU"
+        return {
+            "time": f"{self.seconds():.0f} s",
+            "energy, estimated": f"{self.energy_wh():.2g} Wh ({assumed})",
+        }
+
+
+def _gpu_watts() -> float:
+    """Return the power limit of the GPU [W], or a common one where it is not told."""
+    try:
+        asked = ["nvidia-smi", "--query-gpu=power.limit", "--format=csv,noheader,nounits"]
+        told = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=10)
+        return float(told.stdout.split()[0])
+    except (OSError, ValueError, IndexError, subprocess.SubprocessError):
+        return GPU_WATTS
 
 
 def provenance_of(
@@ -31,7 +89,7 @@ def provenance_of(
     scores: xr.Dataset,
     inputs: dict[str, str],
     device: str,
-    started: float,
+    meter: Meter,
     messages: Sequence[str],
 ) -> dict[str, Any]:
     """Return the provenance of a run, ready for JSON.
@@ -40,8 +98,8 @@ def provenance_of(
     ----------
     inputs : dict
         See `input_hashes`.
-    started : float
-        Seconds since 1970.
+    meter : Meter
+        Begun with the run.
     messages : sequence of str
         What the run warned of.
     """
@@ -56,8 +114,10 @@ def provenance_of(
     return {
         "study": study.study.name,
         "neurodl": __version__,
-        "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
-        "seconds": round(time.time() - started, 1),
+        "started": datetime.fromtimestamp(meter.started, UTC).isoformat(timespec="seconds"),
+        "seconds": round(meter.seconds(), 1),
+        "cpu_seconds": round(meter.cpu_seconds(), 1),
+        "energy_wh": float(f"{meter.energy_wh():.2g}"),
         "seed": study.study.seed,
         "device": device,
         "python": platform.python_version(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from neurodl.io.store import atomic_path
 from neurodl.reports import Report, report
 from neurodl.runtime import describe_device, resolve_device
 from neurodl.study.config import load_study, write_study
-from neurodl.study.provenance import input_hashes, provenance_of
+from neurodl.study.provenance import Meter, input_hashes, provenance_of
 from neurodl.study.script import analysis_script
 from neurodl.study.sections import Study
 
@@ -70,19 +69,19 @@ def run_study(study: str | Path | Study, out: str | Path | None = None) -> Path:
     _claim(folder)
     _write_text(folder / STUDY, text)
     _write_text(folder / SCRIPT, script)
-    started = time.time()
-    outcome = _compute(checked, script, folder / SCRIPT)
-    outcome.report.save(folder / "report.html")
+    meter = Meter(checked.run.device)
+    outcome = _compute(checked, script, folder / SCRIPT, meter)
+    outcome.report.save(folder / "report.html", slides=True)
     _save_table(outcome, folder / "table.tsv")
     record = provenance_of(
-        checked, outcome.scores, input_hashes(checked), device, started, outcome.warnings
+        checked, outcome.scores, input_hashes(checked), device, meter, outcome.warnings
     )
     record["files"] = sorted(path.name for path in folder.iterdir() if path.is_file())
     _write_text(folder / PROVENANCE, json.dumps(record, indent=2) + "\n")
     return folder
 
 
-def _compute(study: Study, script: str, path: Path) -> Outcome:
+def _compute(study: Study, script: str, path: Path, meter: Meter) -> Outcome:
     """Execute the script of a study; what it warns of is kept, and warned of again."""
     namespace: dict[str, Any] = {"__name__": "neurodl_study", "__file__": str(path)}
     with warnings.catch_warnings(record=True) as caught:
@@ -94,7 +93,7 @@ def _compute(study: Study, script: str, path: Path) -> Outcome:
             namespace["scores"],
             namespace["experiment"],
             title=study.study.title or study.study.name,
-            provenance={"study": study.study.name, "script": path.name},
+            provenance={"study": study.study.name, "script": path.name, **meter.said()},
             notes=messages,
         )
     for one in caught:

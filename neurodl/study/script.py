@@ -241,6 +241,7 @@ def _scores(study: Study) -> str:
             groups=study.cv.groups,
             seed=study.study.seed,
             **_given(allow=study.cv.allow or None),
+            keep_predictions=study.run.keep_predictions,
             unpaired="drop" if dropped else "error",
         ),
         'scores.attrs["experiment"] = experiment.name',

@@ -223,6 +223,9 @@ class RunSection(Section):
     cache: bool | str | None = _key("a folder for features; false for none")
     on_unreadable: Literal["raise", "skip"] = _key("'raise' or 'skip'", "raise")
     unpaired: Literal["error", "drop"] = _key("'error' or 'drop'", "error")
+    keep_predictions: bool | Literal["auto"] = _key(
+        "true, false, or 'auto' for up to 64 MiB: predictions, for examples and tests", "auto"
+    )
 
 
 class Study(Section):

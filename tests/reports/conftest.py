@@ -132,6 +132,6 @@ def _places(roi: Any, rng: np.random.Generator) -> Any:
     return places
 
 
-@pytest.fixture(name="make_scores")
+@pytest.fixture(name="make_scores", scope="session")
 def _make_scores() -> Callable[..., xr.Dataset]:
     return make_scores

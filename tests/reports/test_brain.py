@@ -152,7 +152,7 @@ def test_rois_reach_the_vertices_above_them(make_scores):
     labels = scores["roi"].values
     members = {roi: np.flatnonzero(labels == roi) for roi in ("V1", "IT")}
     found = surface.project_rois(members, scores)
-    coordinates = surface.inflated()["left"][0]
+    coordinates = surface.cortex()["left"][0]
     # Along the inflated cortex, V1 lies behind IT.
     v1, it = (coordinates[found["left"] == code, 1].mean() for code in (1, 2))
     assert v1 < it - 20

@@ -8,6 +8,7 @@ import hashlib
 import html.parser
 import json
 import os
+import re
 from pathlib import Path
 
 import nibabel
@@ -150,7 +151,8 @@ def test_names_from_files_are_escaped(make_scores, tmp_path):
 
     evil, plain = page("<script>alert(1)</script>", "V&amp; <b>"), page("A", "B")
     assert evil.tags == plain.tags
-    assert len(evil.scripts) == 1
+    runs = [attrs for attrs, _ in evil.scripts if attrs.get("type") != "application/json"]
+    assert runs == [{}]
     text = "".join(evil.text)
     assert text.count("<script>alert(1)</script>") >= 10
     assert "V&amp; <b>" in text
@@ -286,13 +288,17 @@ def test_mni_scores_get_the_cortex_and_the_viewer(make_scores, tmp_path):
     page = path.read_text(encoding="utf-8")
     reader = Reader(page)
     assert reader.tags.count("img") >= 6 + 5
-    ((_, stored),) = [pair for pair in reader.scripts if pair[0].get("type") == "application/json"]
+    ((_, stored),) = [pair for pair in reader.scripts if pair[0].get("id") == "viewer-data"]
     data = json.loads(stored)
     assert [roi["name"] for roi in data["rois"]] == ["V1", "V2", "V4", "IT"]
     assert len(data["names"]) == 11
     assert data["names"][data["chosen"]] == "layer2 of timm:resnet50.a1_in1k"
     assert all(target.startswith(SAFE_ATTRIBUTES) for _, target in reader.loaded)
-    assert len(page) < 4_000_000
+    assert len(page) < 5_000_000
+    assert "volume.html" in reader.links
+    volume = (tmp_path / "volume.html").read_text()
+    assert "</html>" in volume
+    assert not re.search(r"""(?:src|href)=["']https?:""", volume)
     assert len(list(Path(tmp_path).glob("sub-01_space-MNI*_statmap.nii.gz"))) == 3
 
 

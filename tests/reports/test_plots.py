@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import re
 import subprocess
 import sys
+from functools import partial
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 
 from neurodl.reports import plots
-from neurodl.reports.svg import INK, PALETTE, RULE, roi_looks
+from neurodl.reports.svg import INK, PALETTE, RULE, Drawing, roi_looks
 from neurodl.reports.tables import ALL, fold_means, roi_table
 
 
-def drawn(function, *args, **kwargs):
-    """Return the figure that a plot function makes before it becomes SVG."""
-    return function.__wrapped__(*args, **kwargs)
+def svg_of(function, *args, **kwargs) -> str:
+    """Return what the page shows of a plot."""
+    return Drawing("", "", partial(function, *args, **kwargs), pd.DataFrame()).svg
 
 
 def test_one_plot_per_network_and_one_for_single_layers(make_scores):
@@ -26,16 +30,17 @@ def test_one_plot_per_network_and_one_for_single_layers(make_scores):
         backbones={"timm:a": ["x.1", "x.2"], "timm:b": ["x.1", "x.2"], "gabor": ["g"], "p": ["q"]},
     )
     found = plots.profiles(scores, roi_table(scores), fold_means(scores))
-    assert [title for title, _, _ in found] == ["timm:a", "timm:b", "One layer each"]
-    texts = [re.findall(r"<text[^>]*>([^<]*)</text>", svg) for _, _, svg in found]
+    assert [one.title for one in found] == ["timm:a", "timm:b", "One layer each"]
+    texts = [re.findall(r"<text[^>]*>([^<]*)</text>", one.svg) for one in found]
     assert {"x.1", "x.2"} <= set(texts[0])
     assert {"gabor", "p"} <= set(texts[2])
 
 
 def test_a_single_layer_is_drawn_by_roi(make_scores):
     scores = make_scores(60, backbones={"net": ["fc"]})
-    ((title, _, svg),) = plots.profiles(scores, roi_table(scores), fold_means(scores))
-    assert title == "fc"
+    (drawing,) = plots.profiles(scores, roi_table(scores), fold_means(scores))
+    svg = drawing.svg
+    assert drawing.title == "fc"
     assert {"V1", "V4"} <= set(re.findall(r"<text[^>]*>([^<]*)</text>", svg))
 
 
@@ -47,7 +52,7 @@ def test_the_profile_draws_means_folds_and_intervals():
         "r_high": np.array([[0.15, 0.25], [0.35, 0.45]]),
     }
     folds = np.arange(12.0).reshape(2, 3, 2)
-    figure = drawn(plots.draw_profile, ["a", "b"], columns, folds, rois, looks, (0, 1), joined=True)
+    figure = plots.draw_profile(["a", "b"], columns, folds, rois, looks, (0, 1), joined=True)
     (axes,) = figure.axes
     lines = [list(line.get_ydata()) for line in axes.lines]
     assert [0.1, 0.3] in lines
@@ -59,15 +64,15 @@ def test_the_profile_draws_means_folds_and_intervals():
 
 def test_the_histogram_counts_every_target_once():
     values = np.array([0.1, 0.1, 0.2, 0.5])
-    figure = drawn(plots.draw_histogram, values, PALETTE[0], (0.0, 0.6), "units")
+    figure = plots.draw_histogram(values, PALETTE[0], (0.0, 0.6), "units")
     steps = figure.axes[0].patches[0].get_data()
     assert steps.values.sum() == 4
     assert figure.axes[0].texts[0].get_text() == "mean 0.23"
 
 
 def test_the_ceiling_is_drawn_as_its_square_root():
-    figure = drawn(
-        plots.draw_ceiling, np.array([0.25, 0.64]), np.array([0.3, 0.9]), None, roi_looks([ALL])
+    figure = plots.draw_ceiling(
+        np.array([0.25, 0.64]), np.array([0.3, 0.9]), None, roi_looks([ALL])
     )
     points = figure.axes[0].lines[-1]
     np.testing.assert_allclose(points.get_xdata(), [0.5, 0.8])
@@ -76,8 +81,8 @@ def test_the_ceiling_is_drawn_as_its_square_root():
 
 def test_every_point_is_drawn_once_whether_it_has_a_roi_or_not():
     labels = np.array(["V1", "", "V1", "V2"], object)
-    figure = drawn(
-        plots.draw_ceiling, np.full(4, 0.5), np.full(4, 0.2), labels, roi_looks([ALL, "V1", "V2"])
+    figure = plots.draw_ceiling(
+        np.full(4, 0.5), np.full(4, 0.2), labels, roi_looks([ALL, "V1", "V2"])
     )
     sizes = [len(line.get_xdata()) for line in figure.axes[0].lines[-3:]]
     assert sizes == [1, 2, 1]
@@ -87,13 +92,14 @@ def test_many_targets_are_binned_and_all_counted():
     rng = np.random.default_rng(0)
     n = plots.MAX_POINTS + 1
     ceiling, r = rng.uniform(0.1, 1, n), rng.uniform(0, 0.6, n)
-    svg = plots.draw_ceiling(ceiling, r, None, roi_looks([ALL]))
+    svg = svg_of(plots.draw_ceiling, ceiling, r, None, roi_looks([ALL]))
     assert len(svg) < 400_000
     assert svg.count("<use") < n
+    assert plots.ceiling_data(ceiling, r, None)["n"].sum() == n
 
 
 def test_the_svg_follows_the_page():
-    svg = plots.draw_histogram(np.linspace(0, 1, 50), PALETTE[1], (0, 1), "units")
+    svg = svg_of(plots.draw_histogram, np.linspace(0, 1, 50), PALETTE[1], (0, 1), "units")
     assert INK not in svg
     assert RULE not in svg
     assert PALETTE[1] not in svg
@@ -104,7 +110,7 @@ def test_the_svg_follows_the_page():
 
 def test_two_figures_on_a_page_share_no_ids():
     first, second = (
-        plots.draw_histogram(np.linspace(0, top, 50), PALETTE[0], (0, 1), "units")
+        svg_of(plots.draw_histogram, np.linspace(0, top, 50), PALETTE[0], (0, 1), "units")
         for top in (1, 0.5)
     )
     ids = [set(re.findall(r'id="([^"]+)"', svg)) for svg in (first, second)]
@@ -120,7 +126,7 @@ def test_names_are_text_not_markup_or_formulae(make_scores):
         60, areas=["<script>x</script>", "$\\frac$"], backbones={"n": ["$a_b$", "<i>"]}
     )
     found = plots.profiles(scores, roi_table(scores), fold_means(scores))
-    svg = "".join(svg for _, _, svg in found)
+    svg = "".join(one.svg for one in found)
     assert "<script" not in svg
     assert "<i>" not in svg
     assert "$a_b$" in svg
@@ -142,11 +148,11 @@ def test_only_the_best_rois_are_drawn(make_scores):
 
 
 def test_the_users_style_neither_shows_nor_changes():
-    plain = plots.draw_histogram(np.linspace(0, 1, 50), PALETTE[0], (0, 1), "units")
+    plain = svg_of(plots.draw_histogram, np.linspace(0, 1, 50), PALETTE[0], (0, 1), "units")
     with matplotlib.rc_context({"axes.facecolor": "red", "font.size": 30, "svg.fonttype": "path"}):
         # Read raw: asking rcParams for the backend would choose one.
         before = dict(dict.items(matplotlib.rcParams))
-        styled = plots.draw_histogram(np.linspace(0, 1, 50), PALETTE[0], (0, 1), "units")
+        styled = svg_of(plots.draw_histogram, np.linspace(0, 1, 50), PALETTE[0], (0, 1), "units")
         assert dict(dict.items(matplotlib.rcParams)) == before
     assert styled == plain
 
@@ -160,3 +166,20 @@ def test_pyplot_is_never_imported():
         "sys.exit('matplotlib.pyplot' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_figure_comes_with_its_numbers_and_as_a_slide(make_scores, tmp_path):
+    scores = make_scores(60, backbones={"net": ["a", "b"]})
+    table = roi_table(scores)
+    (drawing,) = plots.profiles(scores, table, fold_means(scores))
+    read = pd.read_csv(io.StringIO(drawing.tsv), sep="\t")
+    assert list(read["layer"]) == list(drawing.data["layer"])
+    own = read.set_index(["layer", "roi"])
+    expected = table.set_index(["layer", "roi"])
+    np.testing.assert_allclose(own["r"], expected.loc[own.index, "r"], atol=1e-5)
+    folds = own[[f"r_fold{n}" for n in range(5)]]
+    np.testing.assert_allclose(folds.mean(axis=1), own["r"], atol=0.02)
+    drawing.save_slide(tmp_path / "a.png", "Along the layers")
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.size == (1920, 1080)
+        assert image.convert("RGB").getpixel((0, 0)) == (255, 255, 255)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from hashlib import sha256
@@ -75,6 +76,7 @@ def test_the_results_folder_has_everything(file, results):
     assert {"scores.nc", "report.html", "table.tsv", "study.toml", "analysis.py"} <= names
     assert sum(name.endswith("statmap.nii.gz") for name in names) == 2
     assert not [name for name in names if name.startswith(".")]
+    assert len(list((results / "slides").glob("*.png"))) >= 8
     scores = ndl.load(results / "scores.nc")
     layers = ["pixels/pixels", "net/maxpool", "net/layer1", "net/all"]
     assert scores["layer"].values.tolist() == layers
@@ -93,7 +95,11 @@ def test_provenance_says_what_was_used(bids, results):
     mask = bids / "rois.nii.gz"
     assert record["inputs_sha256"][str(mask)] == sha256(mask.read_bytes()).hexdigest()
     assert record["layers"]["net/layer1"]["weights"] == "untrained, seed 1"
-    assert set(record["files"]) == {path.name for path in results.iterdir()} - {"provenance.json"}
+    files = {path.name for path in results.iterdir() if path.is_file()}
+    assert set(record["files"]) == files - {"provenance.json"}
+    assert 0 < record["cpu_seconds"]
+    assert record["energy_wh"] == pytest.approx(record["cpu_seconds"] * 10 / 3600, rel=0.1)
+    assert "energy, estimated" in (results / "report.html").read_text()
 
 
 @pytest.mark.slow
@@ -122,8 +128,7 @@ def test_a_second_run_replaces_the_first_and_takes_features_from_the_cache(
 ):
     out = tmp_path / "out"
     out.mkdir()
-    for path in results.iterdir():
-        (out / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(results, out, dirs_exist_ok=True)
     record = json.loads((out / "provenance.json").read_text())
     (out / "old_statmap.nii.gz").write_text("of an earlier run")
     (out / "notes.txt").write_text("mine")

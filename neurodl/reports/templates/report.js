@@ -57,6 +57,62 @@ for (const button of document.querySelectorAll("button.copy")) {
 }
 addEventListener("beforeprint", () => document.querySelectorAll("details").forEach(each => { each.open = true; }));
 
+// Figures: every one can be taken along as SVG, PNG and the numbers in it.
+function take(name, blob) {
+  const link = Object.assign(document.createElement("a"), {download: name, href: URL.createObjectURL(blob)});
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+function drawing(svg) {
+  // Outside the page there are no variables: colours and fonts are written out, on white.
+  const copy = svg.cloneNode(true);
+  const style = getComputedStyle(document.documentElement);
+  const [, , width, height] = svg.getAttribute("viewBox").split(" ").map(Number);
+  copy.setAttribute("xmlns", "http://www.w3.org/2000/svg");
+  copy.setAttribute("width", width);
+  copy.setAttribute("height", height);
+  copy.setAttribute("style", `background:${style.getPropertyValue("--page")};color:${style.getPropertyValue("--ink")};font-family:sans-serif`);
+  const text = new XMLSerializer().serializeToString(copy);
+  return {width, height, text: text.replace(/var\((--[a-z0-9-]+)\)/g, (_, key) => style.getPropertyValue(key).trim())};
+}
+function picture(svg) {
+  const {width, height, text} = drawing(svg);
+  return new Promise((done, failed) => {
+    const image = new Image();
+    image.onerror = failed;
+    image.onload = () => {
+      const canvas = Object.assign(document.createElement("canvas"), {width: 3 * width, height: 3 * height});
+      canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+      canvas.toBlob(done, "image/png");
+    };
+    image.src = "data:image/svg+xml;charset=utf-8," + encodeURIComponent(text);
+  });
+}
+function offer(figure, kinds) {
+  const row = Object.assign(document.createElement("div"), {className: "take"});
+  for (const [kind, make] of Object.entries(kinds)) {
+    const button = Object.assign(document.createElement("button"), {type: "button", textContent: kind});
+    const name = figure.dataset.name || figure.textContent.trim().replace(/[^A-Za-z0-9]+/g, "-");
+    button.setAttribute("aria-label", `Save ${name} as ${kind}`);
+    button.addEventListener("click", async () => take(`${name}.${kind.toLowerCase()}`, await make()));
+    row.append(button);
+  }
+  figure.append(row);
+}
+for (const figure of document.querySelectorAll("figure.panel")) {
+  const svg = figure.querySelector("svg");
+  const numbers = JSON.parse(figure.querySelector(".numbers").textContent);
+  offer(figure, {
+    SVG: () => new Blob([drawing(svg).text], {type: "image/svg+xml"}),
+    PNG: () => picture(svg),
+    TSV: () => new Blob([numbers], {type: "text/tab-separated-values"}),
+  });
+}
+for (const figure of document.querySelectorAll("figure.picture")) {
+  const bytes = () => Uint8Array.from(atob(figure.querySelector("img").src.split(",")[1]), c => c.charCodeAt(0));
+  offer(figure, {PNG: () => new Blob([bytes()], {type: "image/png"})});
+}
+
 // The brain to turn: two hemispheres in WebGL, coloured per vertex.
 const REACH = 108;
 const stored = document.getElementById("viewer-data");
