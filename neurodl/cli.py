@@ -1,4 +1,4 @@
-"""The command line: ``neurodl demo | run | report | datasets | backbones | doctor``."""
+"""The command line: ``neurodl demo | run | new | report | datasets | backbones | doctor``."""
 
 from __future__ import annotations
 
@@ -117,6 +117,12 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     run.add_argument("study", metavar="study.toml")
     run.add_argument("--out", metavar="FOLDER", help="default: results/NAME beside the study")
     run.add_argument("--check", action="store_true", help="only check the study file")
+    new = add("new", _new, "start a project from a template, with steps that are also notebooks")
+    new.add_argument("name", nargs="?", metavar="NAME", help="the folder; without one, a list")
+    new.add_argument("--template", metavar="TEMPLATE")
+    new.add_argument(
+        "--repository", default="", metavar="URL", help="where it will lie on GitHub, for Colab"
+    )
     report = add("report", _report, "make a report of saved scores, or an index of several runs")
     report.add_argument(
         "scores", nargs="+", metavar="scores.nc", help="or a results folder, or several"
@@ -248,6 +254,21 @@ def _run(options: argparse.Namespace) -> int:
 
 def _names(study: Any) -> str:
     return ", ".join(study.labels())
+
+
+def _new(options: argparse.Namespace) -> int:
+    from neurodl.study.templates import list_templates, new_project
+
+    if options.name is None or options.template is None:
+        if options.name is not None:
+            _say("Say which template: neurodl new NAME --template TEMPLATE\n")
+        for name, question in list_templates().items():
+            print(f"{name:<26}{question}")
+        return 0 if options.name is None else USAGE
+    folder = new_project(options.name, options.template, repository=options.repository)
+    steps = ", ".join(path.name for path in sorted(folder.glob("[0-9][0-9]_*.py")))
+    print(f"{folder}\n{steps}\nBegin with {folder / 'README.md'}; each step runs as it is.")
+    return 0
 
 
 def _report(options: argparse.Namespace) -> int:

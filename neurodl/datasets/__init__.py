@@ -12,6 +12,7 @@ from neurodl.datasets.registry import (
 )
 from neurodl.datasets.simulated import (
     Simulation,
+    dead_leaves,
     simulate,
     simulate_population,
     write_simulated,
@@ -24,6 +25,7 @@ __all__ = [
     "check_dataset",
     "data_folder",
     "dataset_card",
+    "dead_leaves",
     "fetch_dataset",
     "list_datasets",
     "load_dataset",

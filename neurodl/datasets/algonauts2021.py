@@ -30,6 +30,7 @@ def load_algonauts2021(
     roi: Sequence[str] | None = None,
     track: str = "mini",
     n_frames: int | None = 16,
+    fps: float | None = None,
 ) -> Experiment:
     """Open the data of the Algonauts Project 2021.
 
@@ -45,6 +46,8 @@ def load_algonauts2021(
         Regions, or the whole brain.
     n_frames : int, optional
         How many evenly spaced frames of a video are decoded; all if None.
+    fps : float, optional
+        Frames per second, in place of `n_frames`: what motion energy needs.
 
     Returns
     -------
@@ -97,11 +100,13 @@ def load_algonauts2021(
         responses = side_by_side(regions, ("stimulus", "repeat", "voxel"), coords, attrs)
     else:
         raise UnknownNameError(f"`track` must be 'mini' or 'full', but got {track!r}.")
-    stimuli = _videos(root / VIDEOS, ids, n_frames)
+    stimuli = _videos(root / VIDEOS, ids, None if fps is not None else n_frames, fps)
     return Experiment(stimuli=stimuli, responses=responses, split=split, name="algonauts2021")
 
 
-def _videos(folder: Path, ids: list[str], n_frames: int | None) -> Stimuli | None:
+def _videos(
+    folder: Path, ids: list[str], n_frames: int | None, fps: float | None
+) -> Stimuli | None:
     """Return the videos, or None where they are not there."""
     files = sorted(folder.glob("*.mp4"))
     if not files:
@@ -112,6 +117,6 @@ def _videos(folder: Path, ids: list[str], n_frames: int | None) -> Stimuli | Non
             f"{folder} holds {len(files)} videos. Responses belong to the sorted names of all "
             f"{len(ids)}, so that none may be missing."
         )
-    stimuli = Stimuli.from_files(files, ids, n_frames=n_frames)
+    stimuli = Stimuli.from_files(files, ids, n_frames=n_frames, fps=fps)
     stimuli.table["file"] = [file.name for file in files]
     return stimuli

@@ -218,13 +218,11 @@ def _rasterise(triangles: np.ndarray, rgb: np.ndarray, lines: np.ndarray) -> np.
     axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
     # A plain array is drawn several times faster than the list of arrays that the stubs ask for.
     shapes: Any = triangles
-    axes.add_collection(
-        PolyCollection(shapes, facecolors=rgb, antialiased=False, linewidths=0.3, edgecolors=rgb)
-    )
+    axes.add_collection(PolyCollection(shapes, facecolors=rgb, antialiased=False, linewidths=0))
     segments: Any = lines
     axes.add_collection(LineCollection(segments, colors="#10141a", linewidths=0.9))
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=300, transparent=True)
+    figure.savefig(buffer, format="png", dpi=240, transparent=True)
     # Painted large without antialiasing, then made small: no seams between triangles.
     image = (
         Image.open(buffer)
