@@ -101,7 +101,7 @@ class Collection:
             found = group_level([with_layers(run.report.scores) for run in self.runs])
         except NeurodlError:  # they do not correspond
             return None
-        frame = found.drop_vars("subject_mean").reset_coords(drop=True).to_dataframe()
+        frame = found.drop_dims("subject").reset_coords(drop=True).to_dataframe()
         return frame.reset_index().rename(columns={"roi_name": "roi"})
 
     @property

@@ -25,19 +25,30 @@ def keep(step: str, **numbers: float | str) -> None:
     """Write numbers of a step, for the abstract and the slides, as {step_name}."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     plain = {
-        key: value if isinstance(value, str) else float(value) for key, value in numbers.items()
+        key: value if isinstance(value, int | str) else float(value)
+        for key, value in numbers.items()
     }
     (RESULTS / f"{step}.json").write_text(json.dumps(plain, indent=2), encoding="utf-8")
     for key, value in plain.items():
-        print(f"{step} {key}: {value if isinstance(value, str) else round(value, 3)}")
+        print(f"{step} {key}: {said(value)}")
+
+
+def said(value: float | str) -> str:
+    """Return a number as text: counts whole, small ones with three decimals."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int):
+        return f"{value:,}"
+    digits = 2 if abs(value) >= 0.1 else 3
+    return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def numbers() -> dict[str, str]:
-    """Return what the steps have kept so far."""
+    """Return what the steps have kept so far, as text."""
     found = {}
     for path in sorted(RESULTS.glob("*.json")):
         for key, value in json.loads(path.read_text(encoding="utf-8")).items():
-            found[f"{path.stem}_{key}"] = value if isinstance(value, str) else f"{value:.2f}"
+            found[f"{path.stem}_{key}"] = said(value)
     return found
 
 

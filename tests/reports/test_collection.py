@@ -38,6 +38,7 @@ def test_subjects_are_averaged_as_group_level_does(make_scores):
     runs = subjects(make_scores)
     made = ndl.report(runs, title="Three")
     expected = ndl.group_level(runs)
+    assert not made.over_subjects.duplicated(["layer", "roi"]).any()
     found = made.over_subjects.set_index(["layer", "roi"])["mean"].to_dict()
     for layer in expected["layer"].values:
         for roi in expected["roi_name"].values:
