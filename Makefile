@@ -16,7 +16,7 @@ test: $(VENV)/installed
 	$(BIN)/ruff check neurodl tests
 	$(BIN)/ruff format --check --quiet neurodl tests
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup --durations 40
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations 20
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check --fix neurodl tests

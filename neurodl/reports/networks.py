@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -117,7 +118,9 @@ def draw_networks(networks: pd.DataFrame | None, noun: str) -> list[Drawing]:
 
 
 def _draw(networks: pd.DataFrame, noun: str) -> Figure:
-    figure, axes = new_figure(5.6, 0.75 + 0.32 * len(networks))
+    # Names of weights files may be long: three lines of them are shown.
+    names = [wrap(str(name), 34, max_lines=3, placeholder=" ...") for name in networks["network"]]
+    figure, axes = new_figure(5.6, 0.75 + sum(0.18 + 0.14 * len(lines) for lines in names))
     for place, row in enumerate(networks.to_dict("records")):
         colour = PALETTE[0] if place else PALETTE[1]
         axes.hlines(place, row["r_low"], row["r_high"], color=colour, lw=3, alpha=0.5)
@@ -125,6 +128,6 @@ def _draw(networks: pd.DataFrame, noun: str) -> Figure:
     axes.axvline(0, color=INK, lw=0.8)
     axes.grid(False, axis="y")
     axes.grid(True, axis="x")
-    axes.set_yticks(range(len(networks)), [str(name) for name in networks["network"]])
+    axes.set_yticks(range(len(networks)), ["\n".join(lines) for lines in names])
     axes.set(ylim=(len(networks) - 0.5, -0.5), xlabel=f"mean r over {noun}, best layer")
     return figure

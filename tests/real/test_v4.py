@@ -45,8 +45,6 @@ backbone = "pixels"
 [run]
 cache = "{cache}"
 """
-# One process runs them all: they share the study.
-pytestmark = pytest.mark.xdist_group("v4")
 BLOCKS = [f"blocks.{number}" for number in range(6)]
 
 

@@ -18,7 +18,6 @@ CHROMIUM = next(
 )
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("browser"),
     pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium"),
 ]
 # Texts of a page that lie on each other: pairs of leaves whose boxes share more than some pixels.

@@ -94,6 +94,17 @@ def test_networks_are_tested_against_the_best():
     assert compared_networks(scores.isel(layer=[0]), roi_table(scores.isel(layer=[0]))) is None
 
 
+def test_long_names_of_networks_leave_room_for_the_figure(tmp_path):
+    scores = predicted()
+    long = ["timm:net (file " + name * 40 + ".pth (sha256 fac4b5118a1d))" for name in "abc"]
+    made = ndl.report(scores.assign_coords(backbone=("layer", long)))
+    (drawing,) = made.drawings["networks"]
+    width, height = drawing.draw().axes[0].get_position().size
+    assert "aaaa" in drawing.svg  # a figure without room is an error here
+    drawing.save_slide(tmp_path / "a.png")
+    assert min(width, height) > 0.1
+
+
 def test_networks_that_are_alike_are_not_told_apart():
     scores = predicted(n=100, noise=(1.0, 1.0, 1.0))
     found = compared_networks(scores, roi_table(scores))
