@@ -284,7 +284,8 @@ def _joined(runs: Sequence[Run]) -> xr.Dataset | None:
 def _same_targets(one: xr.Dataset, other: xr.Dataset) -> bool:
     mine, theirs = (dict(target_coords(scores)) for scores in (one, other))
     shared = [key for key in (target_dim(one["r"]), *"ijk") if key in mine and key in theirs]
-    return all(np.array_equal(mine[key][1], theirs[key][1]) for key in shared)
+    # Targets without names are not paired by their order.
+    return bool(shared) and all(np.array_equal(mine[key][1], theirs[key][1]) for key in shared)
 
 
 def _same_rows(one: xr.Dataset, other: xr.Dataset) -> bool:

@@ -3,48 +3,12 @@
 from __future__ import annotations
 
 import neurodl as ndl
-import numpy as np
-import xarray as xr
-from neurodl.datasets import dead_leaves
+from teacher import SMALL, images, moved, taught
 
 from common import DEVICE, RESULTS, SEED, TWIN
 from networks import train
 
-SMALL = {"transform": {"input_size": (3, 64, 64)}}
-N_IMAGES, N_VOXELS = 200, 40
-
-
-def images() -> ndl.Stimuli:
-    """Return the twin's images: simulated scenes of four kinds, which are their labels."""
-    pixels, scenes = dead_leaves(N_IMAGES, 64, SEED)
-    stimuli = ndl.Stimuli.from_arrays(pixels)
-    stimuli.table["label"] = scenes
-    return stimuli
-
-
-def taught(teacher: ndl.Backbone, layer: str, stimuli: ndl.Stimuli) -> ndl.Experiment:
-    """Return responses that are linear in a layer of a network, with noise: the truth is known."""
-    values = ndl.extract_features(teacher, stimuli, layers=[layer], pool="avg", cache=False)[
-        layer
-    ].values
-    rng = np.random.default_rng(SEED)
-    parts = np.linalg.svd(values - values.mean(0), full_matrices=False).U[:, :8]
-    truth = parts @ rng.standard_normal((parts.shape[1], N_VOXELS))
-    truth /= truth.std(0)
-    repeats = truth[:, None] + 0.9 * rng.standard_normal((len(truth), 3, N_VOXELS))
-    responses = xr.DataArray(
-        repeats.astype("float32"),
-        dims=("stimulus", "repeat", "voxel"),
-        coords={
-            "stimulus": stimuli.ids,
-            "repeat": [1, 2, 3],
-            "roi": ("voxel", np.repeat(["V4", "IT"], N_VOXELS // 2)),
-        },
-        attrs={"units": "z-scored BOLD", "subject": "twin"},
-    )
-    return ndl.Experiment(stimuli, responses, name="simulated, of a known network")
-
-
+N_IMAGES = 200
 NETWORK, LAYER = ("timm:test_resnet", "layer2") if TWIN else ("torchvision:resnet18", "layer3")
 # How hard the network is held where it was.
 HOLDS = (
@@ -60,12 +24,7 @@ def experiment() -> ndl.Experiment:
     if not TWIN:
         return ndl.load_dataset("kay2008")
     # The teacher is the network with weights that moved: there is something to gain, and to lose.
-    teacher = network()
-    rng = np.random.default_rng(SEED)
-    for values in teacher.module.parameters():
-        size = 0.3 * float(values.detach().std(correction=0))
-        values.data += size * values.new_tensor(rng.standard_normal(values.shape))
-    return taught(teacher, LAYER, images())
+    return taught(moved(network(), 0.3), LAYER, images(N_IMAGES))
 
 
 def source() -> ndl.Stimuli:
@@ -76,9 +35,9 @@ def source() -> ndl.Stimuli:
     """
     if not TWIN:
         stimuli = ndl.Stimuli.from_files("imagenet_val")
-        stimuli.table["label"] = [name.split("/")[0] for name in stimuli.ids]
+        stimuli.table["label"] = [int(name.split("/")[0]) for name in stimuli.ids]
         return stimuli
-    stimuli = images()
+    stimuli = images(N_IMAGES)
     names = sorted(set(stimuli.table["label"]))
     stimuli.table["label"] = [names.index(label) for label in stimuli.table["label"]]
     return stimuli
@@ -90,7 +49,11 @@ def network() -> ndl.Backbone:
         return ndl.load_backbone(NETWORK)
     start = ndl.load_backbone(NETWORK, pretrained=False, seed=SEED, **SMALL)
     path = train(
-        start, images(), RESULTS / "weights" / f"scenes-{SEED}.safetensors", epochs=6, seed=SEED
+        start,
+        images(N_IMAGES),
+        RESULTS / "weights" / f"scenes-{SEED}.safetensors",
+        epochs=6,
+        seed=SEED,
     )
     return ndl.load_backbone(NETWORK, weights=str(path), **SMALL)
 

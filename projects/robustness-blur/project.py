@@ -3,48 +3,12 @@
 from __future__ import annotations
 
 import neurodl as ndl
-import numpy as np
-import xarray as xr
-from neurodl.datasets import dead_leaves
+from teacher import SMALL, images, taught
 
 from common import DEVICE, RESULTS, SEED, TWIN
 from networks import train
 
-SMALL = {"transform": {"input_size": (3, 64, 64)}}
-N_IMAGES, N_VOXELS = 120, 40
-
-
-def images() -> ndl.Stimuli:
-    """Return the twin's images: simulated scenes of four kinds, which are their labels."""
-    pixels, scenes = dead_leaves(N_IMAGES, 64, SEED)
-    stimuli = ndl.Stimuli.from_arrays(pixels)
-    stimuli.table["label"] = scenes
-    return stimuli
-
-
-def taught(teacher: ndl.Backbone, layer: str, stimuli: ndl.Stimuli) -> ndl.Experiment:
-    """Return responses that are linear in a layer of a network, with noise: the truth is known."""
-    values = ndl.extract_features(teacher, stimuli, layers=[layer], pool="avg", cache=False)[
-        layer
-    ].values
-    rng = np.random.default_rng(SEED)
-    parts = np.linalg.svd(values - values.mean(0), full_matrices=False).U[:, :8]
-    truth = parts @ rng.standard_normal((parts.shape[1], N_VOXELS))
-    truth /= truth.std(0)
-    repeats = truth[:, None] + 0.9 * rng.standard_normal((len(truth), 3, N_VOXELS))
-    responses = xr.DataArray(
-        repeats.astype("float32"),
-        dims=("stimulus", "repeat", "voxel"),
-        coords={
-            "stimulus": stimuli.ids,
-            "repeat": [1, 2, 3],
-            "roi": ("voxel", np.repeat(["V4", "IT"], N_VOXELS // 2)),
-        },
-        attrs={"units": "z-scored BOLD", "subject": "twin"},
-    )
-    return ndl.Experiment(stimuli, responses, name="simulated, of a known network")
-
-
+N_IMAGES = 120
 NETWORK, LAYERS = (
     ("timm:test_resnet", ["layer1", "layer2", "layer3"]) if TWIN else ("torchvision:resnet18", None)
 )
@@ -57,14 +21,14 @@ DIETS = (
 def experiment() -> ndl.Experiment:
     """Return stimuli and responses: simulated by a blurred network, or Kay et al. 2008."""
     if TWIN:
-        return taught(network("blurred", seed=SEED + 50), "layer2", images())
+        return taught(network("blurred", seed=SEED + 50), "layer2", images(N_IMAGES))
     return ndl.load_dataset("kay2008")
 
 
 def training_images() -> ndl.Stimuli:
     """Return labelled images to train on: the twin's scenes, or CIFAR-10, which is downloaded."""
     if TWIN:
-        return images()
+        return images(N_IMAGES)
     from torchvision.datasets import CIFAR10
 
     cifar = CIFAR10(str(RESULTS.parent / "cifar10"), download=True)

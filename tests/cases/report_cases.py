@@ -24,7 +24,9 @@ def predicted(n=60, n_units=12, samples="stimulus", areas=("V1", "V4"), noise=(0
         features[name] = xr.DataArray(
             values, dims=(samples, "feature"), coords=ids, attrs={"backbone": name}
         )
-    coords = dict(features["good"].coords) | {"roi": ("unit", np.resize(areas, n_units))}
+    names = np.arange(n_units).astype(str)
+    coords = dict(features["good"].coords)
+    coords |= {"unit": names, "roi": ("unit", np.resize(areas, n_units))}
     responses = xr.DataArray(
         (truth + 0.3 * rng.standard_normal(truth.shape)).astype("f4"),
         dims=(samples, "unit"),

@@ -62,6 +62,8 @@ def test_runs_of_the_same_targets_are_paired(make_scores):
     moved = one.assign_coords(i=("voxel", one["i"].values[::-1]))
     assert ndl.report([one, moved]).paired is None
     assert ndl.report([one, one.isel(fold=slice(3))]).paired is None
+    nameless = one.drop_vars(list("ijkxyz"))
+    assert ndl.report([nameless, nameless]).paired is None
 
 
 def test_predictions_of_runs_are_tested_where_the_rows_are_the_same():
