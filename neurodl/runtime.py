@@ -229,3 +229,16 @@ def derive_seed(seed: int, *labels: object) -> int:
     """
     text = "\x1f".join([str(int(seed)), *map(str, labels)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
+
+
+def seed_generator(device: torch.device, seed: int) -> None:
+    """Seed the generators that draw for a device, and no other.
+
+    `torch.manual_seed` also writes down the call for each kind of device that is not there, which
+    takes milliseconds: too long within a step of training.
+    """
+    import torch
+
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        getattr(torch, device.type).manual_seed(seed)

@@ -18,7 +18,7 @@ from torch import nn
 from neurodl.errors import TooLargeError, TrainingError
 from neurodl.models._losses import Scale, loss_of, mean_r
 from neurodl.models._network import Network
-from neurodl.runtime import derive_seed
+from neurodl.runtime import derive_seed, seed_generator
 
 logger = logging.getLogger(__name__)
 
@@ -268,7 +268,7 @@ class Fitting(pl.LightningModule):
             torch.cuda.empty_cache()
 
     def _parts_backward(self, own: np.ndarray, n_rows: int, seed: int) -> torch.Tensor:
-        torch.manual_seed(derive_seed(seed, self.global_rank))  # whatever was drawn before
+        seed_generator(self.device, derive_seed(seed, self.global_rank))
         for parameter in self._moved():
             parameter.grad = None
         starts = list(range(0, len(own), self.micro_batch_size))
@@ -345,9 +345,9 @@ class Fitting(pl.LightningModule):
         self._check(torch.tensor(loss))
         mean = self._mean_over_processes(torch.stack(self._sums).mean())
         self.history.append(_entry(epoch, mean, loss, r, time.perf_counter() - self._began))
-        self.log_dict(
-            {"loss": mean, "val_loss": loss, "val_r": r}, prog_bar=True, rank_zero_only=True
-        )
+        if self.trainer.loggers or self.trainer.progress_bar_callback:
+            shown = {"loss": mean, "val_loss": loss, "val_r": r}
+            self.log_dict(shown, prog_bar=True, rank_zero_only=True)
         if loss < self.best_loss - IMPROVED:
             self._keep(loss, epoch)
         schedule: Any = self.lr_schedulers()

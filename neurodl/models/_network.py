@@ -83,8 +83,9 @@ class Network(nn.Module):
 
     def train(self, mode: bool = True) -> Network:
         """Set the mode of the readouts; the core stays in evaluation, but for its live norms."""
-        super().train(mode)
-        self.core.eval()
+        self.training = mode
+        for module in self.children():
+            module.train(mode and module is not self.core)
         for name in self.live_norms:
             self.core.get_submodule(name).train(mode)
         return self

@@ -76,7 +76,7 @@ class Shown:
         found = []
         with torch.random.fork_rng(devices=[]):
             for row in np.asarray(rows).tolist():
-                torch.manual_seed(derive_seed(seed, row))
+                torch.default_generator.manual_seed(derive_seed(seed, row))
                 found.append(self.transform(self.augment(self._pixels(row))))
         batch = torch.stack(found)
         return batch.contiguous(memory_format=LAYOUTS.get(batch.ndim, torch.contiguous_format))

@@ -78,18 +78,19 @@ def run(fitting: Fitting, where: Place, label: str) -> list[dict[str, float]]:
     """
     with tempfile.TemporaryDirectory() as scratch, _quiet():
         folder = where.checkpoints / label if where.checkpoints is not None else Path(scratch)
-        end = _End(folder)
         last = folder / LAST
+        # Processes that share batches hand their end over as a file.
+        saves = where.checkpoints is not None or len(where.devices) > 1
         with torch.random.fork_rng(devices=_cuda(where.devices)):
-            trainer = _trainer(fitting, where, label, end)
+            trainer = _trainer(fitting, where, label, _End(folder) if saves else None)
             if last.exists():
                 _read(last)
             trainer.fit(fitting, ckpt_path=str(last) if last.exists() else None, weights_only=True)
-        kept = _read(last)
-    best, history = kept["stage"]["best"], kept["stage"]["history"]
-    fitting.load_state_dict(best)
-    _alarm(history, fitting.stage.name)
-    return list(history)
+        if saves:
+            fitting.on_load_checkpoint(_read(last))
+    fitting.load_state_dict(fitting.best)
+    _alarm(fitting.history, fitting.stage.name)
+    return fitting.history
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -137,7 +138,7 @@ class _Bar(TQDMProgressBar):
         return items
 
 
-def _trainer(fitting: Fitting, where: Place, label: str, end: _End) -> Any:
+def _trainer(fitting: Fitting, where: Place, label: str, end: _End | None) -> Any:
     first = where.device
     indices = [device.index or 0 for device in where.devices]
     loggers: Any = False
@@ -154,11 +155,11 @@ def _trainer(fitting: Fitting, where: Place, label: str, end: _End) -> Any:
         strategy=strategy,
         precision=_precision(first, where.amp),
         max_epochs=fitting.stage.max_epochs,
-        callbacks=[end, *([_Bar(leave=False)] if on_terminal else [])],
+        callbacks=[*([end] if end else []), *([_Bar(leave=False)] if on_terminal else [])],
         logger=loggers,
         enable_progress_bar=on_terminal,
         enable_model_summary=False,
-        enable_checkpointing=True,
+        enable_checkpointing=end is not None,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         log_every_n_steps=1,

@@ -7,16 +7,22 @@ from teacher import SMALL, images, moved, taught
 
 from common import DEVICE, SEED, TWIN
 
-N_IMAGES = 120
+N_IMAGES = 160
 NETWORK, LAYER = ("timm:test_resnet", "layer2") if TWIN else ("timm:resnet18.a1_in1k", "layer3")
 CONDITIONS = (
-    ["ridge", "readout", "last"]
+    ["ridge", "readout", "all"]
     if TWIN
     else ["ridge", "ridge, all layers", "readout", "last", "lora"]
 )
+# The one that the hypothesis is about.
+TUNED = "all" if TWIN else "last"
 # How many training stimuli it takes: the curve of step 4.
-N_TRAIN = [40, 60] if TWIN else [500, 1000, 2000, 4000]
-TUNING = {"max_epochs": 8, "patience": 4, "lr": 0.01} if TWIN else {}
+N_TRAIN = [40] if TWIN else [500, 1000, 2000, 4000]
+TUNING = (
+    {"max_epochs": 12, "patience": 8, "readout_epochs": 80, "lr": 0.01, "core_lr": 0.0002}
+    if TWIN
+    else {}
+)
 
 
 def experiment() -> ndl.Experiment:

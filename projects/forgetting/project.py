@@ -12,11 +12,15 @@ N_IMAGES = 200
 NETWORK, LAYER = ("timm:test_resnet", "layer2") if TWIN else ("torchvision:resnet18", "layer3")
 # How hard the network is held where it was.
 HOLDS = (
-    {"free": {}, "held": {"l2_sp": 100.0}}
+    {"free": {}, "held": {"l2_sp": 10.0}}
     if TWIN
     else {"free": {}, "l2_sp": {"l2_sp": 0.1}, "lora": {"finetune": "lora"}}
 )
-TUNING = {"max_epochs": 14, "patience": 12, "lr": 0.01, "core_lr": 0.0005} if TWIN else {}
+TUNING = (
+    {"max_epochs": 16, "patience": 8, "readout_epochs": 80, "lr": 0.01, "core_lr": 0.0005}
+    if TWIN
+    else {}
+)
 
 
 def experiment() -> ndl.Experiment:
@@ -24,7 +28,7 @@ def experiment() -> ndl.Experiment:
     if not TWIN:
         return ndl.load_dataset("kay2008")
     # The teacher is the network with weights that moved: there is something to gain, and to lose.
-    return taught(moved(network(), 0.3), LAYER, images(N_IMAGES))
+    return taught(moved(network(), 1.0), LAYER, images(N_IMAGES))
 
 
 def source() -> ndl.Stimuli:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import neurodl as ndl
 import numpy as np
 import xarray as xr
@@ -13,9 +15,12 @@ SMALL = {"transform": {"input_size": (3, 64, 64)}}
 N_VOXELS = 40
 
 
+_scenes = functools.cache(lambda n: dead_leaves(n, 64, SEED))
+
+
 def images(n: int) -> ndl.Stimuli:
     """Return the twin's images: simulated scenes of four kinds, which are their labels."""
-    pixels, scenes = dead_leaves(n, 64, SEED)
+    pixels, scenes = _scenes(n)
     stimuli = ndl.Stimuli.from_arrays(pixels)
     stimuli.table["label"] = scenes
     return stimuli
