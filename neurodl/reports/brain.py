@@ -249,7 +249,7 @@ def picture(rgba: np.ndarray, label: str) -> Picture:
     buffer = io.BytesIO()
     pixels = (rgba.clip(0, 1) * 255).round().astype("uint8")
     pixels[pixels[..., 3] == 0] = 0
-    Image.fromarray(pixels, "RGBA").save(buffer, "PNG", optimize=True)
+    Image.fromarray(pixels, "RGBA").save(buffer, "PNG")
     uri = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
     return Picture(label, uri, rgba.shape[1], rgba.shape[0])
 

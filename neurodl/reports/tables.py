@@ -117,8 +117,8 @@ def roi_labels(scores: xr.Dataset) -> np.ndarray | None:
     """Return the ROI name of each target ("" = none), or None where there are no ROIs."""
     for key in ("roi", "area"):
         if key in scores.coords and scores[key].dims == (target_dim(scores["r"]),):
-            values = scores[key].values
-            return np.array(["" if pd.isna(value) else str(value) for value in values], object)
+            codes, names = pd.factorize(np.asarray(scores[key].values, object))
+            return np.array([*map(str, names), ""], object)[codes]  # missing is -1
     return None
 
 

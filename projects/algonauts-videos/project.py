@@ -53,7 +53,8 @@ def control_features(exp: ndl.Experiment) -> tuple:
 def untrained_features(exp: ndl.Experiment, seed: int) -> dict:
     """Return features of a network with random weights, frame by frame."""
     name = "timm:test_resnet" if TWIN else "torchvision:resnet18"
-    random = ndl.load_backbone(name, pretrained=False, seed=seed)
+    size = {"transform": {"input_size": (3, SIZE, SIZE)}} if TWIN else {}
+    random = ndl.load_backbone(name, pretrained=False, seed=seed, **size)
     return ndl.extract_features(random, exp.stimuli, layers=["layer1"], device=DEVICE)
 
 
