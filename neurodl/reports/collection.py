@@ -204,7 +204,7 @@ def collect(runs: Sequence[Any], title: str | None = None) -> Collection:
         or of a folder of results folders.
     title : str, optional
     """
-    found = [one for given in runs for one in _opened(given)]
+    found = [one for given in runs for one in opened(given)]
     if not found:
         raise SchemaError("There are no runs to compare.")
     named = Counter(run.label for run in found)
@@ -222,8 +222,8 @@ def collect(runs: Sequence[Any], title: str | None = None) -> Collection:
     return Collection(unique, title or f"{count(len(unique), 'run')} compared")
 
 
-def _opened(given: Any) -> list[Run]:
-    """Return the runs that something stands for."""
+def opened(given: Any) -> list[Run]:
+    """Return the runs that scores, a report or a path stand for; see `collect`."""
     if isinstance(given, Report):
         return [Run(given.title, given)]
     if isinstance(given, xr.Dataset):

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, overload
 
 import xarray as xr
 
-from neurodl.reports.collection import Collection, collect
+from neurodl.errors import SchemaError
+from neurodl.reports.collection import Collection, collect, opened
 from neurodl.reports.html import Report, report_of
 
 if TYPE_CHECKING:
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
 
 @overload
-def report(
-    scores: xr.Dataset,
+def report(  # type: ignore[overload-overlap]  # a str is a sequence
+    scores: xr.Dataset | str | Path,
     experiment: Experiment | None = None,
     *,
     title: str | None = None,
@@ -40,12 +41,13 @@ def report(
 
     Parameters
     ----------
-    scores : xarray.Dataset, or sequence
+    scores : xarray.Dataset, path, or sequence
         Of `cross_validate`: ``r`` and ``r2`` with dims ``([layer,] fold, target)``, optionally
         ``ceiling`` and ``r_normalized``; coord roi; for brain maps i, j, k and the attrs affine,
         shape, space; for maps of an array x and y of its targets. With ``predicted``
         (``keep_predictions=True``) examples and stimuli are shown, and networks are tested
         against each other.
+        A path is that of saved scores or of the results folder they are in.
         A sequence of such scores, of reports or of paths (results folders, saved scores, or a
         folder of results folders) makes a comparison of runs or subjects.
     experiment : Experiment, optional
@@ -65,7 +67,7 @@ def report(
     Raises
     ------
     SchemaError, MissingFileError
-        The scores do not follow the schema; there are none.
+        The scores do not follow the schema; there are none, or several where one is expected.
 
     Examples
     --------
@@ -77,6 +79,13 @@ def report(
     'Of 2 runs, Predictivity (1) predicts best: a reaches r = 0.50 over 2 units.'
     """
     several: bool = isinstance(scores, Sequence) and not isinstance(scores, str)
+    if isinstance(scores, str | Path):
+        runs = opened(scores)
+        if len(runs) > 1:
+            raise SchemaError(
+                f"{scores} holds {len(runs)} runs: report([{str(scores)!r}]) compares them."
+            )
+        scores = runs[0].report.scores
     if not several:
         return report_of(scores, experiment, title=title, provenance=provenance, notes=notes)
     if experiment is not None or provenance is not None or notes:

@@ -44,7 +44,8 @@ def compared_networks(scores: xr.Dataset, table: pd.DataFrame) -> pd.DataFrame |
         difference to the best network with low and high, the 95 % interval over targets, and
         share, of targets that are predicted better than by the best network; and where the
         scores hold predictions p, of exchanging the predictions of the two (`difference_test`),
-        and q, corrected for the number of networks. None for fewer than two networks that have a
+        and q, corrected for the number of networks. Why some were not tested is in the attrs,
+        "untested". None for fewer than two networks that have a
         score, and for comparisons of adaptations.
     """
     if "gain" in scores:
@@ -74,8 +75,11 @@ def compared_networks(scores: xr.Dataset, table: pd.DataFrame) -> pd.DataFrame |
         }
     )
     found.loc[0, ["difference", "low", "high", "share"]] = np.nan
-    p = np.array([np.nan, *(_p(whole, rows[0], row, seed) for row in rows[1:])])
-    return found.assign(p=p, q=false_discovery_rate(p))
+    tested = [_tested(whole, rows[0], row, seed) for row in rows[1:]]
+    p = np.array([np.nan, *(value for value, _ in tested)])
+    found = found.assign(p=p, q=false_discovery_rate(p))
+    found.attrs["untested"] = next((why for _, why in tested if why), "")
+    return found
 
 
 def _seed(scores: xr.Dataset) -> int:
@@ -83,16 +87,18 @@ def _seed(scores: xr.Dataset) -> int:
     return derive_seed(int(given) if given.lstrip("-").isdigit() else 0, "networks")
 
 
-def _p(scores: xr.Dataset, best: int, other: int, seed: int) -> float:
-    """Return p of the difference of two layers in mean r, NaN where it cannot be tested."""
-    if "predicted" not in scores or scores["predicted"][0].size > MOST_TESTED:
-        return np.nan
+def _tested(scores: xr.Dataset, best: int, other: int, seed: int) -> tuple[float, str]:
+    """Return p of the difference of two layers in mean r, or NaN and why it is not tested."""
+    if "predicted" not in scores:
+        return np.nan, "the scores hold no predictions (keep_predictions=True keeps them)"
+    if scores["predicted"][0].size > MOST_TESTED:
+        return np.nan, "there are many predictions (difference_test takes a while)"
     pair = [scores.isel(layer=[row]) for row in (best, other)]
     try:
         tested = difference_test(*pair, n_permutations=N_PERMUTATIONS, seed=seed)
-    except SchemaError:  # rows that depend on each other, or were tested more than once
-        return np.nan
-    return float(tested["roi_p"].values[0])
+    except SchemaError as error:  # rows that depend on each other, or were tested more than once
+        return np.nan, str(error).split(". ")[0].rstrip(".")
+    return float(tested["roi_p"].values[0]), ""
 
 
 def network_rows(networks: pd.DataFrame | None) -> list[dict[str, Any]]:

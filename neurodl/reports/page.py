@@ -58,6 +58,7 @@ def page_context(page: Report) -> dict[str, Any]:
         "overrides": overrides(scores),
         "adaptation": adaptation_context(page.scores),
         "network_rows": network_rows(page.networks),
+        "untested": "" if page.networks is None else page.networks.attrs["untested"],
         "tested": page.networks is not None and page.networks["p"].notna().any(),
         "stimuli": shown_stimuli(scores, best_overall(table), page.experiment),
         "volume": page.volume_name,

@@ -24,7 +24,7 @@ def cka(
     width: float = 0.5,
     device: Any = "auto",
 ) -> float:
-    """Return the centred kernel alignment of two sets of features of the same stimuli.
+    """Return the centred kernel alignment [1]_ of two sets of features of the same stimuli.
 
     Parameters
     ----------

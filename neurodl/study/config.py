@@ -96,6 +96,8 @@ def _type_problems(error: ValidationError, content: Mapping[str, Any]) -> list[s
     """Return one line per wrong key, whatever the number of types that it could have had."""
     problems: dict[str, str] = {}
     for one in error.errors():
+        if one["type"] == "default_factory_not_called":
+            continue  # it depends on a key that is wrong, which is said
         section, number, key = _place(one["loc"])
         where = place(section, number, content.get(section, ()))
         if one["type"] == "extra_forbidden" and key is None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import neurodl
+
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 
@@ -18,7 +20,7 @@ def test_the_site_builds_without_a_warning(tmp_path):
     import shutil
 
     source = tmp_path / "docs"  # the gallery is written beside its sources
-    shutil.copytree(DOCS, source, ignore=shutil.ignore_patterns("gallery", "_build"))
+    shutil.copytree(DOCS, source, ignore=shutil.ignore_patterns("gallery", "reference", "_build"))
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
     built = subprocess.run(
         [*command, str(source), str(tmp_path / "site")], capture_output=True, text=True, check=False
@@ -31,6 +33,9 @@ def test_the_site_builds_without_a_warning(tmp_path):
     for example in examples:
         shown = (site / "gallery" / f"{example.stem}.html").read_text()
         assert re.search(rf"_images/sphx_glr_{example.stem}_\d+\.(png|svg)", shown)
+    reference = "".join(page.read_text() for page in (site / "reference").glob("*.html"))
+    for name in set(neurodl.__all__) - {"__version__"}:
+        assert f'id="neurodl.{name}"' in reference, name
     choosing = (site / "choosing.html").read_text()
     for link in re.findall(r'<a style="[^"]*" href="([^":]+\.html)(#[^"]*)?">', choosing):
         target = (site / link[0]).read_text()
@@ -39,7 +44,7 @@ def test_the_site_builds_without_a_warning(tmp_path):
 
 def test_every_page_is_in_the_contents():
     index = (DOCS / "index.md").read_text()
-    listed = set(re.findall(r"^([a-z_]+)$", index, re.MULTILINE))
+    listed = set(re.findall(r"^([a-z_]+)$", index, re.MULTILINE))  # without reference/
     assert {page.stem for page in PAGES} - {"index"} == listed
 
 

@@ -77,6 +77,11 @@ def test_saves_the_page_and_the_scores(make_scores, tmp_path):
     assert path == tmp_path / "out" / "report.html"
     assert sorted(file.name for file in path.parent.iterdir()) == ["report.html", "scores.nc"]
     xr.testing.assert_equal(load(path.parent / "scores.nc"), scores)
+    assert report(path.parent).finding == report(str(path.parent / "scores.nc")).finding
+    assert report(path.parent).finding == report(scores).finding
+    report(scores).save(tmp_path / "again" / "report.html")
+    with pytest.raises(SchemaError, match=r"holds 2 runs: report\(\['"):
+        report(tmp_path)
 
 
 def test_loaded_scores_make_the_same_page(make_scores, tmp_path):

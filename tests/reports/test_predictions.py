@@ -119,6 +119,14 @@ def test_without_predictions_networks_are_compared_over_targets_alone():
     page = ndl.report(scores).html()
     assert "Networks compared" in page
     assert "corrected for the number of networks" not in page
+    assert "Not tested: the scores hold no predictions (keep_predictions=True keeps them)." in page
+
+
+def test_a_test_that_cannot_be_made_says_why():
+    scores = predicted(samples="time").drop_vars("run")  # neighbours in time depend on each other
+    page = ndl.report(scores).html()
+    assert "Not tested: " in page
+    assert "<i>q</i>: from exchanging" not in page
 
 
 def test_electrodes_are_drawn_where_they_lie():

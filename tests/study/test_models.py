@@ -203,6 +203,12 @@ def test_what_is_wrong_is_named(folder, model, expected):
     assert any(line.startswith(expected) for line in found), found
 
 
+def test_a_misspelt_model_is_one_problem(folder):
+    """Defaults that depend on it are no problems of their own."""
+    (line,) = problems(folder, {"name": "ridg"})
+    assert line.startswith("[model] name: expected 'ridge', ")
+
+
 def test_a_class_that_is_not_there_is_a_problem_of_the_study(folder, monkeypatch):
     gone = MODELS["ridge"]._replace(estimator="RidgeOfTomorrow")
     monkeypatch.setitem(MODELS, "ridge", gone)
