@@ -73,7 +73,8 @@ def compare(
         and the layer unless it names one.
     n_train : sequence of int
         For learning curves: fit also to so many of the training rows of each fold, of whole
-        groups where there are groups.
+        groups where there are groups. Curves end with all of them (as many as the smallest fold
+        has).
     layers : str, or mapping of backbone to str, optional
         The layer that is read. By default the one that ridge regression predicts best from, told
         in each fold by inner folds of its training rows.
@@ -128,6 +129,10 @@ def compare(
         splits = thinned(task.rows, size, seed)
         part = fit_all(task, named, models, layers, pool, device, splits, averages)
         curve.append(_r(task, part, splits))
+    fewest = min(len(train) for train, _ in task.rows.splits)
+    if sizes and sizes[-1] < fewest:  # curves end where all rows train, which were fitted above
+        sizes.append(fewest)
+        curve.append(_r(task, conditions, task.rows.splits))
     if sizes:
         scores = scores.merge(_curve(task, conditions, curve, sizes, masks, n_resamples, seed))
     scores = with_training(scores, [one.history for one in conditions])
