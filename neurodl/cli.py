@@ -1,4 +1,4 @@
-"""The command line: ``neurodl demo | run | new | report | datasets | backbones | doctor``."""
+"""The command line: ``neurodl`` and the names of what it does; each loads what it needs."""
 
 from __future__ import annotations
 
@@ -117,6 +117,11 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     run.add_argument("study", metavar="study.toml")
     run.add_argument("--out", metavar="FOLDER", help="default: results/NAME beside the study")
     run.add_argument("--check", action="store_true", help="only check the study file")
+    again = add("reproduce", _reproduce, "run the study of a results folder again and compare")
+    again.add_argument("results", metavar="FOLDER")
+    again.add_argument(
+        "--cached", action="store_true", help="take features from the cache, do not extract anew"
+    )
     new = add("new", _new, "start a project from a template, with steps that are also notebooks")
     new.add_argument("name", nargs="?", metavar="NAME", help="the folder; without one, a list")
     new.add_argument("--template", metavar="TEMPLATE")
@@ -250,6 +255,14 @@ def _run(options: argparse.Namespace) -> int:
     folder = run_study(options.study, options.out)
     print(f"Results: {folder}\nReport: {folder / 'report.html'}")
     return 0
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    from neurodl.study import reproduce
+
+    found = reproduce(options.results, cached=options.cached)
+    print(found)
+    return 0 if found.same else FAILED
 
 
 def _names(study: Any) -> str:

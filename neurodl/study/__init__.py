@@ -1,8 +1,18 @@
 """Studies: a file that says what to analyse, and the results folder that it becomes."""
 
 from neurodl.study.config import load_study, parse_study, write_study
+from neurodl.study.reproduction import Reproduction, reproduce
 from neurodl.study.run import run_study
 from neurodl.study.script import analysis_script
 from neurodl.study.sections import Study
 
-__all__ = ["Study", "analysis_script", "load_study", "parse_study", "run_study", "write_study"]
+__all__ = [
+    "Reproduction",
+    "Study",
+    "analysis_script",
+    "load_study",
+    "parse_study",
+    "reproduce",
+    "run_study",
+    "write_study",
+]

@@ -113,17 +113,12 @@ def provenance_of(
     }
     return {
         "study": study.study.name,
-        "neurodl": __version__,
         "started": datetime.fromtimestamp(meter.started, UTC).isoformat(timespec="seconds"),
         "seconds": round(meter.seconds(), 1),
         "cpu_seconds": round(meter.cpu_seconds(), 1),
         "energy_wh": float(f"{meter.energy_wh():.2g}"),
         "seed": study.study.seed,
-        "device": device,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "n_cores": os.cpu_count(),
-        "packages": package_versions(),
+        **environment(device),
         "inputs_sha256": inputs,
         "layers": layers,
         "scores": {
@@ -132,6 +127,21 @@ def provenance_of(
             if key in scores.attrs
         },
         "warnings": list(messages),
+    }
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Return what numbers may depend on besides the study: machine, threads, versions."""
+    import torch
+
+    return {
+        "neurodl": __version__,
+        "device": device,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "n_cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "packages": package_versions(),
     }
 
 

@@ -19,7 +19,8 @@ from neurodl.study.provenance import Meter, input_hashes, provenance_of
 from neurodl.study.script import analysis_script
 from neurodl.study.sections import Study
 
-STUDY, SCRIPT, PROVENANCE = "study.toml", "analysis.py", "provenance.json"
+STUDY, SCRIPT, SCORES = "study.toml", "analysis.py", "scores.nc"
+PROVENANCE = "provenance.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +71,7 @@ def run_study(study: str | Path | Study, out: str | Path | None = None) -> Path:
     _write_text(folder / STUDY, text)
     _write_text(folder / SCRIPT, script)
     meter = Meter(checked.run.device)
-    outcome = _compute(checked, script, folder / SCRIPT, meter)
+    outcome = compute(checked, script, folder / SCRIPT, meter)
     outcome.report.save(folder / "report.html", slides=True)
     _save_table(outcome, folder / "table.tsv")
     record = provenance_of(
@@ -81,7 +82,7 @@ def run_study(study: str | Path | Study, out: str | Path | None = None) -> Path:
     return folder
 
 
-def _compute(study: Study, script: str, path: Path, meter: Meter) -> Outcome:
+def compute(study: Study, script: str, path: Path, meter: Meter) -> Outcome:
     """Execute the script of a study; what it warns of is kept, and warned of again."""
     namespace: dict[str, Any] = {"__name__": "neurodl_study", "__file__": str(path)}
     with warnings.catch_warnings(record=True) as caught:
