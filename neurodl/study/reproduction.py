@@ -64,8 +64,8 @@ class Reproduction:
         because = f"\nWhat changed since:{changed}" if changed else "\nThe environment is the same."
         if self.same:
             return f"Reproduced within the tolerance: {said}.{because}"
-        names = ", ".join(self.table.loc[~self.table["same"], "variable"])
-        return f"Not reproduced: {names} differ; {said}.{because}"
+        others = int((~self.table["same"]).sum()) - 1
+        return f"Not reproduced: {said}{f', and {others} more' if others else ''}.{because}"
 
 
 def reproduce(

@@ -35,7 +35,7 @@ label = "untrained"
 backbone = "timm:mobilenetv2_100"
 pretrained = false
 seed = 0
-layers = {layers}
+layers = ["blocks.1", "blocks.2"]
 options = {{ pad_type = "same" }}
 transform = {{ mean = [0.5, 0.5, 0.5], std = [0.5, 0.5, 0.5], crop_pct = 1.0 }}
 
@@ -88,7 +88,7 @@ def mobilenet(recordings):
 @pytest.mark.slow
 def test_pretrained_beats_untrained_beats_pixels(mean_r):
     trained = max(mean_r[f"trained/{block}"] for block in BLOCKS)
-    untrained = max(mean_r[f"untrained/{block}"] for block in BLOCKS)
+    untrained = max(mean_r[f"untrained/{block}"] for block in BLOCKS[1:3])  # its best layers
     assert trained >= 0.55
     assert mean_r["trained/all"] >= 0.58
     assert trained - untrained >= 0.15
@@ -191,7 +191,7 @@ def test_layers_combined_inside_the_folds_beat_the_best_layer(study, experiment,
 
 @pytest.mark.slow
 def test_a_tuned_network_beats_the_frozen_one(experiment, recordings):
-    """Two of the folds of tests/benchmarks/finetuning.py, which has more conditions."""
+    """One of the folds of tests/benchmarks/finetuning.py, which has more conditions."""
     small = ndl.load_backbone(
         "timm:mobilenetv2_100",
         weights=recordings / "weights_mobilenetv2_imagenet" / "mobilenetv2_100_timm_same.pth",
@@ -201,7 +201,7 @@ def test_a_tuned_network_beats_the_frozen_one(experiment, recordings):
         },
     )  # fmt: skip
     folds = np.array_split(np.random.default_rng(0).permutation(1200), 5)
-    splits = [(np.setdiff1d(np.arange(1200), test), test) for test in folds[:2]]
+    splits = [(np.setdiff1d(np.arange(1200), test), test) for test in folds[:1]]
     scores = ndl.compare(
         experiment, {"mobilenet": small}, ["ridge", "readout", "all"], layers="blocks.3", cv=splits,
         readout_patience=10, schedule="cosine", max_epochs=3, patience=3,
