@@ -106,7 +106,7 @@ if TYPE_CHECKING:
         weight_maps,
     )
     from neurodl.stimuli import Stimuli
-    from neurodl.study import load_study, reproduce, run_study
+    from neurodl.study import load_study, plan, reproduce, run_study, run_sweep
 
 _HOMES = {
     "neurodl.errors": ("NeurodlError", "NeurodlWarning"),
@@ -203,7 +203,7 @@ _HOMES = {
         "weight_maps",
     ),
     "neurodl.reports": ("report", "submission"),
-    "neurodl.study": ("load_study", "reproduce", "run_study"),
+    "neurodl.study": ("load_study", "plan", "reproduce", "run_study", "run_sweep"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

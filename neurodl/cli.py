@@ -117,6 +117,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     run.add_argument("study", metavar="study.toml")
     run.add_argument("--out", metavar="FOLDER", help="default: results/NAME beside the study")
     run.add_argument("--check", action="store_true", help="only check the study file")
+    planned = add("plan", _plan, "say what a study file would run, and what of it is done")
+    planned.add_argument("study", metavar="study.toml")
+    planned.add_argument("--out", metavar="FOLDER", help="as of `neurodl run`")
     again = add("reproduce", _reproduce, "run the study of a results folder again and compare")
     again.add_argument("results", metavar="FOLDER")
     again.add_argument(
@@ -246,14 +249,29 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from neurodl.study import load_study, run_study
+    from neurodl.study import load_sweep, run_study, run_sweep
 
+    tasks = load_sweep(options.study)
+    sweep = len(tasks) > 1
     if options.check:
-        study = load_study(options.study)
-        print(f"{options.study} is fine: {len(study.features)} feature spaces ({_names(study)}).")
+        labels = tasks[0].study.labels()
+        found = f"{len(labels)} feature spaces ({', '.join(labels)})"
+        if sweep:
+            found = f"{len(tasks)} studies, each of {found.replace('(', '(the first: ')}"
+        print(f"{options.study} is fine: {found}.")
         return 0
-    folder = run_study(options.study, options.out)
-    print(f"Results: {folder}\nReport: {folder / 'report.html'}")
+    folder = (run_sweep if sweep else run_study)(options.study, options.out)
+    print(f"Results: {folder}\nReport: {folder / ('index.html' if sweep else 'report.html')}")
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from neurodl.study import plan
+
+    table = plan(options.study, options.out)
+    print(table.to_string(index=False, na_rep="-"))
+    counts = table["state"].value_counts()
+    print("\n" + ", ".join(f"{n} {state}" for state, n in counts.items()))
     return 0
 
 
@@ -263,10 +281,6 @@ def _reproduce(options: argparse.Namespace) -> int:
     found = reproduce(options.results, cached=options.cached)
     print(found)
     return 0 if found.same else FAILED
-
-
-def _names(study: Any) -> str:
-    return ", ".join(study.labels())
 
 
 def _new(options: argparse.Namespace) -> int:

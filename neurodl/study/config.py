@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from neurodl.errors import ConfigError, MissingFileError, did_you_mean, listed
 from neurodl.study.conflicts import conflicts, kinds, place, used_keys
 from neurodl.study.models import model_keys
-from neurodl.study.sections import FILE, SPECIAL, FeaturesSection, Section, Study
+from neurodl.study.sections import FILE, SPECIAL, SWEPT, FeaturesSection, Section, Study
 
 
 def load_study(path: str | Path) -> Study:
@@ -40,16 +40,26 @@ def load_study(path: str | Path) -> Study:
         It has unknown keys, wrong types, missing files, or parts that do not go together.
     """
     path = Path(path).expanduser()
+    return parse_study(read_study(path), folder=path.resolve().parent, source=str(path))
+
+
+def read_study(path: Path) -> dict[str, Any]:
+    """Return the content of a study file, not yet checked.
+
+    Raises
+    ------
+    MissingFileError, ConfigError
+        It does not exist; it is not TOML.
+    """
     if not path.is_file():
         near = [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else []
         raise MissingFileError(
             f"The study file {path} does not exist. {did_you_mean(path.name, near)}"
         )
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    return parse_study(content, folder=path.resolve().parent, source=str(path))
 
 
 def parse_study(content: Mapping[str, Any], *, folder: Path, source: str = "The study") -> Study:
@@ -116,6 +126,8 @@ def _type_problems(error: ValidationError, content: Mapping[str, Any]) -> list[s
             meaning = _model(section).model_fields[key].description
             got = "it is missing" if one["type"] == "missing" else f"got {_given(one, key)}"
             problem = f"{where} {key}: expected {meaning}, but {got}."
+            if (section, key) in SWEPT and isinstance(one["input"], list):
+                problem += " A list makes a sweep of several studies, for run_sweep."
         problems.setdefault(f"{section} {number} {key}", problem)
     return list(problems.values())
 

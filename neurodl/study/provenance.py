@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import xarray as xr
 
 from neurodl import __version__
 from neurodl.runtime import progress, resolve_device
-from neurodl.study.config import named_files
+from neurodl.study.config import named_files, write_study
 from neurodl.study.sections import Study
 
 PACKAGES = (
@@ -113,6 +114,7 @@ def provenance_of(
     }
     return {
         "study": study.study.name,
+        "key": study_key(study, inputs),
         "started": datetime.fromtimestamp(meter.started, UTC).isoformat(timespec="seconds"),
         "seconds": round(meter.seconds(), 1),
         "cpu_seconds": round(meter.cpu_seconds(), 1),
@@ -143,6 +145,22 @@ def environment(device: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "packages": package_versions(),
     }
+
+
+def study_key(study: Study, inputs: Mapping[str, str] | None = None) -> str:
+    """Return a hash of what decides the numbers of a study: itself, and its inputs' bytes.
+
+    Parameters
+    ----------
+    study : Study
+    inputs : mapping, optional
+        Of `input_hashes`, where they are known.
+    """
+    named = study.study.model_copy(update={"title": None, "output": None})
+    where = study.run.model_copy(update={"cache": None})
+    text = write_study(study.model_copy(update={"study": named, "run": where}))
+    known = input_hashes(study) if inputs is None else inputs
+    return hashlib.sha256(json.dumps([text, sorted(known.items())]).encode()).hexdigest()
 
 
 def package_versions() -> dict[str, str]:

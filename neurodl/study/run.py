@@ -17,7 +17,7 @@ from neurodl.runtime import describe_device, resolve_device
 from neurodl.study.config import load_study, write_study
 from neurodl.study.provenance import Meter, input_hashes, provenance_of
 from neurodl.study.script import analysis_script
-from neurodl.study.sections import Study
+from neurodl.study.sections import Study, StudySection
 
 STUDY, SCRIPT, SCORES = "study.toml", "analysis.py", "scores.nc"
 PROVENANCE = "provenance.json"
@@ -63,8 +63,7 @@ def run_study(study: str | Path | Study, out: str | Path | None = None) -> Path:
     """
     base = Path.cwd() if isinstance(study, Study) else Path(study).expanduser().resolve().parent
     checked = study if isinstance(study, Study) else load_study(study)
-    folder = Path(out or checked.study.output or base / "results" / _file_name(checked.study.name))
-    folder = folder.expanduser().absolute()
+    folder = Path(out).expanduser().absolute() if out else default_output(checked.study, base)
     device = describe_device(resolve_device(checked.run.device))
     text, script = write_study(checked), analysis_script(checked)
     _claim(folder)
@@ -80,6 +79,12 @@ def run_study(study: str | Path | Study, out: str | Path | None = None) -> Path:
     record["files"] = sorted(path.name for path in folder.iterdir() if path.is_file())
     _write_text(folder / PROVENANCE, json.dumps(record, indent=2) + "\n")
     return folder
+
+
+def default_output(study: StudySection, base: Path) -> Path:
+    """Return where the results of a study go unless it is said, for a study file in `base`."""
+    given = study.output or base / "results" / _file_name(study.name)
+    return Path(given).expanduser().absolute()
 
 
 def compute(study: Study, script: str, path: Path, meter: Meter) -> Outcome:

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 FILE = "file"  # marks keys that name files: made absolute, and checked to exist
 SPECIAL = ("auto", "none")  # values of such keys that are no files
+# Section and key of what may be a list in a study file, which makes it a sweep.
+SWEPT = (("dataset", "subject"), ("bids", "subject"), ("features", "backbone"))
 
 File = Annotated[str, FILE]
 Files = Annotated[str | list[str], FILE]

@@ -1,0 +1,252 @@
+"""Sweeps: lists in a study file make it several studies, each with a results folder of its own."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock, Timeout
+
+from neurodl.errors import ConfigError, NeurodlError
+from neurodl.reports import report
+from neurodl.study.config import parse_study, read_study
+from neurodl.study.provenance import study_key
+from neurodl.study.run import PROVENANCE, SCORES, default_output, run_study
+from neurodl.study.sections import SWEPT, Study
+
+logger = logging.getLogger(__name__)
+
+LOCKS, INDEX = ".locks", "index.html"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One study of a sweep.
+
+    Attributes
+    ----------
+    name : str
+        Of its results folder.
+    study : Study
+    """
+
+    name: str
+    study: Study
+
+
+def is_sweep(content: Mapping[str, Any]) -> bool:
+    """Return whether the content of a study file has a list where a study has one value."""
+    return any(isinstance(table[key], list) for table, key in _places(content))
+
+
+def load_sweep(path: str | Path) -> list[Task]:
+    """Read and check a study file whose subjects and backbones may be lists.
+
+    Every combination of what is listed is a study: ``subject`` of [dataset] and [bids], and
+    ``backbone`` of each [[features]].
+
+    Parameters
+    ----------
+    path : str or Path
+        A study file; see ``docs/study_file.md``.
+
+    Returns
+    -------
+    list of Task
+        In the order of the lists. A file without lists is one task.
+
+    Raises
+    ------
+    MissingFileError, ConfigError
+        See `load_study`; what is wrong with each of the studies is said.
+    """
+    path = Path(path).expanduser()
+    content = read_study(path)
+    lists = [
+        [(value, True) for value in table[key]]
+        if isinstance(table[key], list)
+        else [(table[key], False)]
+        for table, key in _places(content)
+    ]
+    empty = [key for (_, key), values in zip(_places(content), lists, strict=True) if not values]
+    if empty:
+        raise ConfigError(f"{path}: {empty[0]} is an empty list: there is nothing to run.")
+    tasks, problems = [], []
+    for chosen in itertools.product(*lists):
+        one = copy.deepcopy(dict(content))
+        for (table, key), (value, _) in zip(_places(one), chosen, strict=True):
+            table[key] = value
+        said = [str(value) for value, listed in chosen if listed]
+        if said and isinstance(one.get("study"), dict):
+            named = one["study"].get("title") or one["study"].get("name", "")
+            one["study"]["title"] = ", ".join([str(named), *said])
+        try:
+            study = parse_study(one, folder=path.resolve().parent, source=str(path))
+        except ConfigError as error:
+            problems += str(error).splitlines()[1:]
+            continue
+        tasks.append(Task("_".join(map(_file_name, said)), study))
+    if problems:
+        raise ConfigError("\n".join([f"{path} has problems:", *dict.fromkeys(problems)]))
+    names = [task.name for task in tasks]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"{path}: {twice!r} is listed twice.")
+    return tasks
+
+
+def plan(path: str | Path, out: str | Path | None = None) -> pd.DataFrame:
+    """Return the tasks of a study file, and which of them are done; nothing is computed.
+
+    Parameters
+    ----------
+    path : str or Path
+    out : str or Path, optional
+        Where the results are to be, as of `run_sweep`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        task; state: "done", "out of date" (of another study or other inputs), "unfinished" or
+        "to do"; seconds and energy_wh, of what is done.
+
+    Raises
+    ------
+    MissingFileError, ConfigError
+        See `load_sweep`.
+    """
+    tasks = load_sweep(path)
+    folder = _folder(path, out, tasks)
+    rows = []
+    for task in tasks:
+        record = _record(folder / task.name)
+        state = "to do"
+        if record:
+            state = "done" if record.get("key") == study_key(task.study) else "out of date"
+        elif (folder / task.name).is_dir():
+            state = "unfinished"
+        done = record if state == "done" else {}
+        rows.append((task.name, state, done.get("seconds"), done.get("energy_wh")))
+    return pd.DataFrame(rows, columns=["task", "state", "seconds", "energy_wh"])
+
+
+def run_sweep(path: str | Path, out: str | Path | None = None) -> Path:
+    """Run every study of a file that is not done yet, and write an index of all results.
+
+    What is done, of the same study and the same inputs, is left as it is: an interrupted sweep
+    goes on, and a changed input runs only what depends on it again. Several processes may run the
+    same sweep at once, on one machine or on several that share the folder: each takes what no
+    other is at.
+
+    Parameters
+    ----------
+    path : str or Path
+        A study file; see `load_sweep`.
+    out : str or Path, optional
+        The folder for the results; by default as of `run_study`.
+
+    Returns
+    -------
+    Path
+        A folder with a results folder for each task, and index.html, which compares them.
+
+    Raises
+    ------
+    MissingFileError, ConfigError
+        See `load_sweep`.
+    NeurodlError
+        Some of the studies failed. The others are complete; the message says which failed, why.
+    """
+    tasks = load_sweep(path)
+    folder = _folder(path, out, tasks)
+    (folder / LOCKS).mkdir(parents=True, exist_ok=True)
+    failed: dict[str, Exception] = {}
+    waiting: Sequence[Task] = tasks
+    while waiting:
+        busy = []
+        for number, task in enumerate(waiting, start=1):
+            # What others are at is left for later; then there is nothing else, and it is awaited.
+            patience = -1 if waiting is not tasks else 0
+            with _claimed(folder, task, patience) as ours:
+                if not ours:
+                    busy.append(task)
+                elif _is_done(folder, task):
+                    logger.info("%s: done before", task.name)
+                else:
+                    logger.info("%s: %d of %d", task.name, number, len(waiting))
+                    try:
+                        run_study(task.study, folder / task.name)
+                    except (NeurodlError, OSError, ValueError) as error:
+                        failed[task.name] = error
+                        logger.error("%s failed: %s", task.name, error)
+        waiting = busy
+    whole = [folder / task.name for task in tasks if task.name not in failed]
+    if whole:
+        report(whole, title=tasks[0].study.study.name).save(folder / INDEX)
+    if failed:
+        said = "\n".join(f"  {name}: {error}" for name, error in failed.items())
+        raise NeurodlError(
+            f"{len(failed)} of {len(tasks)} studies failed; the others are complete in {folder}. "
+            f"Run it again to go on.\n{said}"
+        )
+    return folder
+
+
+def _places(content: Mapping[str, Any]) -> list[tuple[dict[str, Any], str]]:
+    """Return the tables and keys that are given, of those that may be lists."""
+    found = []
+    for section, key in SWEPT:
+        tables = content.get(section, [])
+        for table in tables if isinstance(tables, list) else [tables]:
+            if isinstance(table, dict) and key in table:
+                found.append((table, key))
+    return found
+
+
+def _folder(path: str | Path, out: str | Path | None, tasks: Sequence[Task]) -> Path:
+    """Return where the results of a sweep go."""
+    if out:
+        return Path(out).expanduser().absolute()
+    return default_output(tasks[0].study.study, Path(path).expanduser().resolve().parent)
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """Return the provenance of a finished run, or nothing."""
+    try:
+        record = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) and (folder / SCORES).is_file() else {}
+
+
+def _is_done(folder: Path, task: Task) -> bool:
+    record = _record(folder / task.name)
+    return bool(record) and record.get("key") == study_key(task.study)
+
+
+@contextmanager
+def _claimed(folder: Path, task: Task, patience: float) -> Iterator[bool]:
+    """Hold a task for this process; false if another holds it for longer than `patience` [s]."""
+    lock = FileLock(folder / LOCKS / f"{task.name}.lock")
+    try:
+        lock.acquire(timeout=patience)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _file_name(value: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", value).strip("-.") or "none"
