@@ -80,7 +80,7 @@ def test_ctrl_c_says_that_finished_features_are_kept(run, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("neurodl.study.run_study", interrupted)
+    monkeypatch.setattr("neurodl.study.load_sweep", interrupted)
     status, _, said = run("run", "study.toml")
     assert status == 130
     assert "run it again to go on" in said
@@ -90,7 +90,7 @@ def test_a_defect_is_not_taken_for_wrong_use(run, monkeypatch):
     def defect(*_):
         return int("x")
 
-    monkeypatch.setattr("neurodl.study.run_study", defect)
+    monkeypatch.setattr("neurodl.study.load_sweep", defect)
     # int() raises inside this file, which is not part of the package
     with pytest.raises(ValueError, match="invalid literal"):
         run("run", "study.toml")
