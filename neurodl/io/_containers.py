@@ -100,7 +100,7 @@ def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
     """Open a video with PyAV; yield the container and its best video stream."""
     import av
 
-    with naming(path), av.open(str(path)) as container:
+    with naming(path), av.open(str(path), metadata_errors="replace") as container:
         yield container, best_stream(container, path)
 
 
@@ -109,6 +109,8 @@ def best_stream(container: Any, path: Path) -> Any:
     stream = container.streams.best("video")
     if stream is None:
         raise FileFormatError(f"{path} has no video stream.")
+    if stream.codec_context is None:
+        raise FileFormatError(f"{path} has a video stream of a kind that FFmpeg does not know.")
     # everywhere the same: where a file stores no times, the decoder's depend on it
     stream.thread_type, stream.codec_context.thread_count = "AUTO", N_THREADS
     return stream

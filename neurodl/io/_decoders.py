@@ -93,7 +93,7 @@ class FrameReader:
         import av
 
         self.close()
-        self._container = av.open(str(self._path))
+        self._container = av.open(str(self._path), metadata_errors="replace")
         stream = best_stream(self._container, self._path)
         self._decoded, self.position = self._container.decode(stream), 0
 

@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 
 from neurodl.errors import FileFormatError, MissingFileError, NeurodlError, listed
+from neurodl.io.matlab import check_mat
 
 MOST_LINKS = 8  # one after the other; more are a circle
 DAMAGED = (OSError, ValueError, TypeError, KeyError, IndexError, NotImplementedError, EOFError)
@@ -31,10 +32,19 @@ def open_hdf5(path: str | Path) -> Iterator[h5py.File]:
     try:
         with h5py.File(path, "r") as file:
             yield file
-    except OSError as error:
-        if isinstance(error, NeurodlError):
+    except (OSError, KeyError, RuntimeError, ValueError) as error:
+        if isinstance(error, NeurodlError) or not _of_hdf5(error):
             raise
         raise FileFormatError(f"Cannot read {path} as HDF5: {error}") from error
+
+
+def _of_hdf5(error: Exception) -> bool:
+    """Return whether the HDF5 library raised an error, which it does in many types."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    raised_in = "" if trace is None else trace.tb_frame.f_code.co_filename.replace("\\", "/")
+    return isinstance(error, OSError) or "h5py/" in raised_in
 
 
 def stored(file: h5py.File, name: str) -> h5py.Dataset:
@@ -104,6 +114,7 @@ def read_mat(path: str | Path, names: Sequence[str]) -> dict[str, np.ndarray]:
         import scipy.io
         from scipy.io.matlab import MatReadError
 
+        check_mat(path)
         try:
             top = list(dict.fromkeys(name.split(".")[0] for name in names))
             found = scipy.io.loadmat(path, variable_names=top)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import pickle
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -32,6 +33,7 @@ DAMAGED = (
     OverflowError,
     MemoryError,
     SyntaxError,
+    tokenize.TokenError,  # in the header of an array
     zipfile.BadZipFile,
     zlib.error,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,18 @@ import pandas as pd
 
 from neurodl.errors import FileFormatError, MissingFileError, NeurodlError, did_you_mean, listed
 
+DAMAGED = (
+    ValueError,
+    OSError,
+    EOFError,
+    OverflowError,
+    MemoryError,
+    NotImplementedError,  # a way of compression
+    SyntaxError,
+    tokenize.TokenError,  # in the header of an array
+    zipfile.BadZipFile,
+    zlib.error,
+)
 MISSING = ("", "n/a", "N/A", "NA", "nan", "NaN")  # in a column of text "NA" is a name
 
 
@@ -30,7 +43,7 @@ def open_npz(path: Path) -> Iterator[np.ndarray | Mapping[str, np.ndarray]]:
             yield np.load(file, allow_pickle=False)
     except NeurodlError:
         raise
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except DAMAGED as error:
         reason = str(error)
         if "pickle" in reason:  # what numpy says of every file that it does not know
             reason = "it is damaged or holds Python objects; save plain numbers or text"

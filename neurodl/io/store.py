@@ -13,7 +13,13 @@ from typing import Any
 
 import xarray as xr
 
-from neurodl.errors import FileFormatError, MissingFileError, StorageError
+from neurodl.errors import (
+    FileFormatError,
+    MissingFileError,
+    NeurodlError,
+    SchemaError,
+    StorageError,
+)
 from neurodl.schema import SCORE_VARIABLES, check_features, check_scores
 
 MODEL = ".safetensors"
@@ -153,10 +159,15 @@ def load(path: str | Path, *, device: str | None = None) -> Any:
         if path.suffix == ".zarr":
             return _load_features(path)
         dataset = xr.load_dataset(path, engine="h5netcdf")
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # readers of damaged files raise whatever they stumble over
+        if isinstance(error, NeurodlError):
+            raise
         raise FileFormatError(f"Cannot read {path}: {error}") from error
     if set(SCORE_VARIABLES) <= set(dataset):
-        return check_scores(dataset)
+        try:
+            return check_scores(dataset)
+        except SchemaError as error:
+            raise FileFormatError(f"{path} holds no scores: {error}") from error
     if len(dataset.data_vars) == 1:
         array = dataset[next(iter(dataset.data_vars))]
         return array.rename(None) if array.name == "__xarray_dataarray_variable__" else array
