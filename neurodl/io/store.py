@@ -160,7 +160,7 @@ def load(path: str | Path, *, device: str | None = None) -> Any:
             return _load_features(path)
         dataset = xr.load_dataset(path, engine="h5netcdf")
     except Exception as error:  # readers of damaged files raise whatever they stumble over
-        if isinstance(error, NeurodlError):
+        if isinstance(error, NeurodlError) and not isinstance(error, SchemaError):
             raise
         raise FileFormatError(f"Cannot read {path}: {error}") from error
     if set(SCORE_VARIABLES) <= set(dataset):

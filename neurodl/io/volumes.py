@@ -180,7 +180,13 @@ def header_tr(image: Any) -> float:
         The header has none, or one that cannot be meant.
     """
     number = float(image.header["pixdim"][4]) if image.ndim == 4 else 0.0
-    unit = image.header.get_xyzt_units()[1]
+    try:
+        unit = image.header.get_xyzt_units()[1]
+    except KeyError as error:
+        raise SchemaError(
+            f"The header of {image_name(image)} names no unit that NIfTI has ({error}); say "
+            "tr=..., in seconds."
+        ) from error
     if unit not in UNITS_OF_TIME:
         raise SchemaError(
             f"The fourth axis of {image_name(image)} is in {unit}, not in time; say tr=..., in "
