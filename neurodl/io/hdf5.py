@@ -32,7 +32,7 @@ def open_hdf5(path: str | Path) -> Iterator[h5py.File]:
     try:
         with h5py.File(path, "r") as file:
             yield file
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, NeurodlError) or not _of_hdf5(error):
             raise
         raise FileFormatError(f"Cannot read {path} as HDF5: {error}") from error
