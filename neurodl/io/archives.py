@@ -21,7 +21,15 @@ MOST_FILES = 1_000_000
 LARGEST_RATIO = 200  # unpacked to packed; text tables reach about 20, sparse arrays about 100
 SMALL = 1 << 28  # bytes; below it no ratio is too large
 BLOCK = 1 << 20
-DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError, ValueError)
+DAMAGED = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    EOFError,
+    IndexError,
+    RuntimeError,
+    ValueError,
+)
 
 
 class _Member(NamedTuple):
