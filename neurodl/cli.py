@@ -252,12 +252,12 @@ def _run(options: argparse.Namespace) -> int:
     from neurodl.study import load_sweep, run_study, run_sweep
 
     tasks = load_sweep(options.study)
-    sweep = len(tasks) > 1
+    sweep = bool(tasks[0].name)
     if options.check:
         labels = tasks[0].study.labels()
         found = f"{len(labels)} feature spaces ({', '.join(labels)})"
         if sweep:
-            found = f"{len(tasks)} studies, each of {found.replace('(', '(the first: ')}"
+            found = f"a sweep of {len(tasks)} ({', '.join(task.name for task in tasks)})"
         print(f"{options.study} is fine: {found}.")
         return 0
     folder = (run_sweep if sweep else run_study)(options.study, options.out)

@@ -241,4 +241,5 @@ def seed_generator(device: torch.device, seed: int) -> None:
 
     torch.default_generator.manual_seed(seed)
     if device.type != "cpu":
-        getattr(torch, device.type).manual_seed(seed)
+        own = getattr(torch, device.type)
+        getattr(own, "manual_seed_all", own.manual_seed)(seed)

@@ -125,7 +125,7 @@ def _check_matrix(content: Any, at: int, end: int, order: str, depth: int) -> No
     flags = struct.unpack_from(f"{order}I", content, start)[0]
     kind, is_complex = flags & 0xFF, bool(flags & 0x800)
     if kind == OPAQUE:
-        raise ValueError("it holds an object of a MATLAB class, which is not read")
+        return  # an object of a MATLAB class, which lies differently and is not looked into
     if not CELL <= kind <= FUNCTION:
         raise ValueError(f"an array has the unknown class {kind}")
     _, start, stop = element((5,), "dimensions")

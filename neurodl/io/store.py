@@ -159,6 +159,8 @@ def load(path: str | Path, *, device: str | None = None) -> Any:
         if path.suffix == ".zarr":
             return _load_features(path)
         dataset = xr.load_dataset(path, engine="h5netcdf")
+    except MemoryError:
+        raise
     except Exception as error:  # readers of damaged files raise whatever they stumble over
         if isinstance(error, NeurodlError) and not isinstance(error, SchemaError):
             raise

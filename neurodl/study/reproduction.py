@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from neurodl.errors import FileFormatError, MissingFileError, StorageError
+from neurodl.errors import FileFormatError, MissingFileError
 from neurodl.io.store import load
 from neurodl.runtime import describe_device, resolve_device
 from neurodl.study.config import load_study
@@ -32,7 +32,7 @@ class Reproduction:
     ----------
     table : pandas.DataFrame
         A row per variable of the scores: identical, to the last bit; difference, the largest one
-        (NaN where they are not numbers, infinite where a value is missing in one of the two);
+        (infinite where texts differ, or a value is missing in one of the two);
         and same, within the tolerance.
     changes : dict
         What differs between the two environments: what it is, by what it was then and is now.
@@ -74,8 +74,8 @@ def reproduce(
     """Run the study of a results folder again and compare its scores with those kept there.
 
     The study file in the folder is what runs, by this version of neurodl; the folder is left as
-    it is. On the same machine, packages and number of threads the numbers are identical. On others
-    features differ in their last digits, and scores by about 1e-5.
+    it is. On the same machine, packages and number of threads the numbers are identical; on others
+    features differ in their last digits, and scores with them.
 
     Parameters
     ----------
@@ -95,9 +95,8 @@ def reproduce(
     Raises
     ------
     MissingFileError, FileFormatError
-        The folder holds no finished results, or damaged ones.
-    StorageError
-        An input is not what it was: its hash differs. The message names it.
+        The folder holds no finished results, or damaged ones; an input is not what it was, by its
+        hash.
     ConfigError
         An input is missing, or the study is not valid for this version.
     """
@@ -141,7 +140,7 @@ def _check_inputs(before: Mapping[str, str], now: Mapping[str, str]) -> None:
     changed = [name for name in now if before.get(name) != now[name]]
     if changed:
         listed = "\n  ".join(changed)
-        raise StorageError(
+        raise FileFormatError(
             f"The results were made of other inputs; changed since:\n  {listed}\n"
             "`neurodl run` computes results of what they are now."
         )
@@ -163,7 +162,7 @@ def _compared(before: xr.Dataset, now: xr.Dataset, tolerance: float) -> pd.DataF
             same = difference <= tolerance * max(size, 1)
         else:
             identical = same = alike and bool((old.astype(str) == new.astype(str)).all())
-            difference = np.nan if alike else np.inf
+            difference = 0.0 if same else np.inf
         rows.append((str(name), identical, difference, same))
     return pd.DataFrame(rows, columns=["variable", "identical", "difference", "same"])
 

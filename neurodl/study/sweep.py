@@ -35,17 +35,12 @@ class Task:
     Attributes
     ----------
     name : str
-        Of its results folder.
+        Of its results folder, within that of the sweep; "" where the file has no lists.
     study : Study
     """
 
     name: str
     study: Study
-
-
-def is_sweep(content: Mapping[str, Any]) -> bool:
-    """Return whether the content of a study file has a list where a study has one value."""
-    return any(isinstance(table[key], list) for table, key in _places(content))
 
 
 def load_sweep(path: str | Path) -> list[Task]:
@@ -143,9 +138,9 @@ def run_sweep(path: str | Path, out: str | Path | None = None) -> Path:
     """Run every study of a file that is not done yet, and write an index of all results.
 
     What is done, of the same study and the same inputs, is left as it is: an interrupted sweep
-    goes on, and a changed input runs only what depends on it again. Several processes may run the
-    same sweep at once, on one machine or on several that share the folder: each takes what no
-    other is at.
+    goes on, and a changed input runs only what depends on it again. Inputs are the files that the
+    study names; a newer neurodl, or other files of a dataset by name, change nothing by
+    themselves. Several processes may run the same sweep at once: each takes what no other is at.
 
     Parameters
     ----------

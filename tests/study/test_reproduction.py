@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 
 import neurodl as ndl
-from neurodl.errors import FileFormatError, MissingFileError, StorageError
+from neurodl.errors import FileFormatError, MissingFileError
 from neurodl.study.reproduction import _compared
 
 STUDY = """
@@ -83,7 +83,7 @@ def test_a_changed_input_is_named(made, results):
     try:
         with np.load(folder / "responses.npz") as kept:
             np.savez(folder / "responses.npz", responses=kept["responses"] + 1, ids=kept["ids"])
-        with pytest.raises(StorageError, match=r"changed since:\n  .*responses\.npz"):
+        with pytest.raises(FileFormatError, match=r"changed since:\n  .*responses\.npz"):
             ndl.reproduce(results)
     finally:
         (folder / "responses.npz").write_bytes(values)
@@ -118,5 +118,6 @@ def test_every_kind_of_difference_counts():
     close = same(r=("unit", [0.10005, np.nan])).loc["r"]
     assert (close["identical"], close["same"]) == (False, True)
     assert not same(name=("unit", ["a", "c"])).loc["name", "same"]
+    assert same(name=("unit", ["a", "c"])).loc["name", "difference"] == np.inf
     assert not same(r=("more", [0.1, 0.2, 0.3])).loc["r", "same"]
     assert not same(new=("unit", [1.0, 2.0])).loc["new", "same"]

@@ -94,6 +94,16 @@ def test_every_combination_is_a_study(file):
     assert (one.name, one.study) == ("", load_study(file))
 
 
+def test_a_list_of_one_is_a_sweep(file, run):
+    file.write_text(SWEEP.replace('["pixels", "gabor"]', '["pixels"]'))
+    status, printed, _ = run("run", str(file), "--check")
+    assert (status, printed) == (0, f"{file} is fine: a sweep of 1 (pixels).\n")
+    status, printed, _ = run("run", str(file))
+    assert status == 0
+    assert printed.endswith("index.html\n")
+    assert states(file) == {"pixels": "done"}
+
+
 def test_what_is_wrong_is_said_once(file, run):
     file.write_text(SWEEP.replace("folds = 2", "folds = true"))
     status, printed, said = run("run", str(file))
