@@ -8,7 +8,6 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from itertools import islice, tee
 from operator import length_hint
 from typing import Any
@@ -20,15 +19,13 @@ from torch import nn
 from neurodl.backbones import Backbone, load_backbone
 from neurodl.errors import FileFormatError, NeurodlWarning, UnknownNameError, listed
 from neurodl.features.cache import ROWS_PER_CHUNK
+from neurodl.features.fast import LAYOUTS, decoders, fast_network
 from neurodl.features.pool import check_pool, check_time
 from neurodl.features.taps import Taps
 from neurodl.runtime import has_fast_half, lent, precision_of, progress, resolve_device
-from neurodl.stimuli import Stimuli
+from neurodl.stimuli import N_DECODERS, Stimuli
 
 logger = logging.getLogger(__name__)
-N_DECODERS = 2
-# By number of dimensions, of images and of clips.
-LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 # Labels that say something of the weights or the transform, on which values depend otherwise.
 ONLY_SAID = ("weights", "own_transform", "signs_untrained")
@@ -106,19 +103,6 @@ def readable_ids(stimuli: Stimuli, kept: np.ndarray, on_unreadable: str) -> np.n
             stacklevel=3,
         )
     return np.array(stimuli.ids)[kept]
-
-
-@contextmanager
-def _fast_layout(module: nn.Module) -> Iterator[nn.Module]:
-    """Lay the filters of convolutions out with the channels last, which is faster everywhere."""
-    filters = [values for values in module.parameters() if values.ndim in LAYOUTS]
-    for values in filters:
-        values.data = values.data.contiguous(memory_format=LAYOUTS[values.ndim])
-    try:
-        yield module
-    finally:
-        for values in filters:
-            values.data = values.data.contiguous()
 
 
 class ForwardPass:
@@ -211,9 +195,9 @@ class ForwardPass:
         rows = (row for chunk in coming for row in self.rows(chunk))
         with (
             lent(self.backbone.module, self.device) as network,
-            _fast_layout(network) as module,
+            fast_network(network, self.device, amp=self.amp) as module,
             Taps(self.backbone, names, self.pool, self.time) as taps,
-            ThreadPoolExecutor(N_DECODERS) as pool,
+            decoders() as pool,
         ):
             inputs = self._decoded(rows, pool)
             for chunk in progress(chunks, label=self.backbone.name, total=total):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from torchvision.transforms import v2
 
 from neurodl.backbones import Backbone
 from neurodl.errors import SchemaError, UnknownNameError, did_you_mean
-from neurodl.features.forward import LAYOUTS, N_DECODERS
+from neurodl.features.fast import LAYOUTS, decoders
 from neurodl.runtime import available_memory, derive_seed
 
 logger = logging.getLogger(__name__)
@@ -82,7 +81,7 @@ class Shown:
         return batch.contiguous(memory_format=LAYOUTS.get(batch.ndim, torch.contiguous_format))
 
     def _decoded(self, rows: np.ndarray) -> torch.Tensor:
-        with ThreadPoolExecutor(N_DECODERS) as pool:
+        with decoders() as pool:
             decoded = list(pool.map(self._input, rows.tolist()))
         shapes = {tuple(one.shape) for one in decoded} | {tuple(self.example.shape[1:])}
         if len(shapes) > 1:

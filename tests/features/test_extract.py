@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import numpy as np
 import pytest
 import torch
@@ -116,6 +118,44 @@ def test_clips_for_a_video_network_stay_whole(recordings):
 def test_hooks_are_gone_afterwards(backbone):
     extract_features(backbone, make_stimuli(4), ["conv"], cache=False)
     assert not any(module._forward_hooks for module in backbone.module.modules())
+
+
+class Tokens(nn.Module):
+    """Cuts images into tokens and widens them, as transformers do; one layer is too narrow."""
+
+    def __init__(self, bias):
+        super().__init__()
+        self.wide = nn.Linear(48, 64, bias=bias)
+        self.narrow = nn.Linear(64, 8)
+
+    def forward(self, images):
+        cut = functional.unfold(images, 4, stride=4).transpose(1, 2)
+        return self.narrow(self.wide(cut))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_layers_take_a_faster_way_to_the_same_values_and_are_as_before(bias, monkeypatch):
+    torch.manual_seed(0)
+    module = Tokens(bias)
+    network = Backbone("tokens", module, ImageTransform(to_tensor, "0..1"), "untrained, seed 0")
+    rng = np.random.default_rng(0)
+    stimuli = Stimuli.from_arrays(rng.integers(0, 256, (40, 32, 32, 3), dtype=np.uint8))
+    convolved, convolve = [], functional.conv2d
+    monkeypatch.setattr(functional, "conv2d", lambda *a: (convolved.append(a[0]), convolve(*a))[1])
+    n_threads = torch.get_num_threads()
+    found = extract_features(network, stimuli, ["wide", "narrow"], pool="flatten", cache=False)
+
+    assert torch.get_num_threads() == n_threads
+    assert not any("forward" in vars(layer) for layer in module.children())
+    if platform.machine() == "x86_64" and torch.backends.mkldnn.is_available():
+        # batches of 16, 16 and 8 images of 64 tokens; the last has just the rows that pay
+        assert [rows.shape[2] for rows in convolved] == [1024, 1024, 512]
+    images = torch.stack([to_tensor(stimuli[index].numpy()) for index in range(40)]).double()
+    module.double()
+    wide = module.wide(functional.unfold(images, 4, stride=4).transpose(1, 2))
+    for name, exact in (("wide", wide), ("narrow", module.narrow(wide))):
+        error = np.abs(found[name].values - exact.detach().flatten(1).numpy()).max()
+        assert error < 1e-6 * exact.abs().max()
 
 
 @pytest.fixture
