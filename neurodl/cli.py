@@ -117,6 +117,14 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     run.add_argument("study", metavar="study.toml")
     run.add_argument("--out", metavar="FOLDER", help="default: results/NAME beside the study")
     run.add_argument("--check", action="store_true", help="only check the study file")
+    run.add_argument(
+        "--on",
+        metavar="WHERE",
+        help="dask: on workers, as [cluster] says; or the address of a scheduler",
+    )
+    run.add_argument(
+        "--dry-run", action="store_true", help="with --on dask: show the script for SLURM"
+    )
     planned = add("plan", _plan, "say what a study file would run, and what of it is done")
     planned.add_argument("study", metavar="study.toml")
     planned.add_argument("--out", metavar="FOLDER", help="as of `neurodl run`")
@@ -260,8 +268,23 @@ def _run(options: argparse.Namespace) -> int:
             found = f"a sweep of {len(tasks)} ({', '.join(task.name for task in tasks)})"
         print(f"{options.study} is fine: {found}.")
         return 0
-    folder = (run_sweep if sweep else run_study)(options.study, options.out)
+    if options.dry_run:
+        return _show_job(tasks[0].study)
+    if sweep or options.on:
+        folder = run_sweep(options.study, options.out, on=options.on)
+    else:
+        folder = run_study(options.study, options.out)
     print(f"Results: {folder}\nReport: {folder / ('index.html' if sweep else 'report.html')}")
+    return 0
+
+
+def _show_job(study: Any) -> int:
+    """Show what SLURM would be given."""
+    from neurodl.study.cluster import job_script
+
+    if study.cluster is None or study.cluster.kind != "slurm":
+        raise NeurodlError("--dry-run shows the script for SLURM: say kind = 'slurm' in [cluster].")
+    print(job_script(study.cluster), end="")
     return 0
 
 

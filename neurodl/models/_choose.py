@@ -12,7 +12,7 @@ from neurodl.models._screening import Screen, can_screen
 from neurodl.models._solvers import best_alpha
 from neurodl.models._splits import Splits
 from neurodl.models._targets import Block, Targets
-from neurodl.runtime import available_memory
+from neurodl.runtime import available_memory, linear
 
 # The operators of inner splits are held together, so that targets are read once, up to this share
 # of the memory that is free.
@@ -138,8 +138,8 @@ def predictor(
     """
     if isinstance(fold, DualFold) and _maps_pay(fold, len(chosen), chosen.unique()):
         return _by_maps(fold, grid, chosen, dtype)
-    basis = fold.test_basis().T.to(dtype)
-    return lambda block: fold.filtered(fold.view(block), grid[chosen[block.columns]]) @ basis
+    basis = fold.test_basis().to(dtype)
+    return lambda block: linear(fold.filtered(fold.view(block), grid[chosen[block.columns]]), basis)
 
 
 def _maps_pay(fold: DualFold, n_targets: int, used: torch.Tensor) -> bool:
@@ -169,7 +169,7 @@ def _by_maps(
         mine = place[block.columns]
         for alpha in mine.unique().tolist():
             targets = (mine == alpha).nonzero()[:, 0]
-            predicted[targets] = block.values.index_select(0, targets) @ maps[alpha]
+            predicted[targets] = linear(block.values.index_select(0, targets), maps[alpha].T)
         return predicted
 
     return by_penalty

@@ -17,6 +17,7 @@ from neurodl.models._solvers import (
     quadratic_root,
 )
 from neurodl.models._targets import Block
+from neurodl.runtime import linear
 
 COMPOSED_BYTES = 2**26
 MAX_RUNS = 8  # of neighbouring rows, which are copied several times faster than single ones
@@ -117,7 +118,7 @@ class DualFold:
     def filtered(self, view: View, alpha_per_target: torch.Tensor) -> torch.Tensor:
         """Return targets in the eigenbasis over eigenvalue plus penalty (n_targets, rank)."""
         values = view.block.values
-        inside = values @ self.whole.train_basis.to(values.dtype)
+        inside = linear(values, self.whole.train_basis.T.to(values.dtype))
         return inside.mul_(gains(self.whole.eigenvalues, alpha_per_target, values.dtype))
 
     def train_basis(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -215,7 +216,7 @@ class PrimalFold:
 
     def view(self, block: Block) -> View:
         """Return a block with its products with the features of all training rows."""
-        return View(block, block.values @ self.turned)
+        return View(block, linear(block.values, self.turned.T))
 
     def filtered(self, view: View, alpha_per_target: torch.Tensor) -> torch.Tensor:
         """Return targets in the eigenbasis over eigenvalue plus penalty (n_targets, rank)."""
@@ -280,7 +281,7 @@ class PrimalSplit:
         block, products = view
         assert products is not None
         values = block.values.index_select(1, self.test)
-        seen = values @ self.rows
+        seen = linear(values, self.rows.T)
         n_train, n_test = len(self.train), len(self.test)
         train_sum, held_sum = -values.sum(1), values.sum(1)
         if self.complete:
@@ -288,7 +289,7 @@ class PrimalSplit:
         else:
             inner = block.values.index_select(1, self.train)
             train_sum = inner.sum(1)
-            inside = inner @ self.fold.turned[self.train]
+            inside = linear(inner, self.fold.turned[self.train].T)
         mean = self.train_mean.to(seen.dtype)
         inside.addr_(train_sum, mean, alpha=-1)
         if self.scoring == "r":

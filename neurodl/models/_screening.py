@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from neurodl.models._heldout import Composed, Factored, HeldOut, Part, rough_scores, score
-from neurodl.runtime import has_fast_half
+from neurodl.runtime import has_fast_half, linear
 
 # A rough score counts as off by up to this many times the largest error seen so far.
 SAFETY = 1.5
@@ -123,7 +123,7 @@ class Screen:
             if isinstance(exact, Factored):
                 inside = own.inside.mul_(exact.gains.index_select(0, penalty))
                 cross = torch.linalg.vecdot(inside, own.seen)
-                predicted = inside @ exact.root
+                predicted = linear(inside, exact.root.T)
             else:
                 predicted = torch.empty_like(own.seen)
                 blocks = own.inside.split(counts), predicted.split(counts)

@@ -42,7 +42,8 @@ class Meter:
     """
 
     def __init__(self, device: str) -> None:
-        self.started = time.time()
+        self.started = time.time()  # of the day; how long it takes is told by a steady clock
+        self._begun = time.monotonic()
         self._cpu = self._cpu_time()
         self.gpu_watts = _gpu_watts() if resolve_device(device).type == "cuda" else 0.0
 
@@ -53,7 +54,7 @@ class Meter:
 
     def seconds(self) -> float:
         """Return how long it has taken [s]."""
-        return time.time() - self.started
+        return time.monotonic() - self._begun
 
     def cpu_seconds(self) -> float:
         """Return how long cores were busy, added up [s]."""
@@ -158,7 +159,7 @@ def study_key(study: Study, inputs: Mapping[str, str] | None = None) -> str:
     """
     named = study.study.model_copy(update={"title": None, "output": None})
     where = study.run.model_copy(update={"cache": None})
-    text = write_study(study.model_copy(update={"study": named, "run": where}))
+    text = write_study(study.model_copy(update={"study": named, "run": where, "cluster": None}))
     known = input_hashes(study) if inputs is None else inputs
     return hashlib.sha256(json.dumps([text, sorted(known.items())]).encode()).hexdigest()
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import xarray as xr
+from filelock import FileLock, Timeout
 
 from neurodl.errors import NeurodlWarning, StorageError
 from neurodl.io.store import atomic_path
@@ -21,6 +24,10 @@ from neurodl.study.sections import Study, StudySection
 
 STUDY, SCRIPT, SCORES = "study.toml", "analysis.py", "scores.nc"
 PROVENANCE = "provenance.json"
+
+
+class Busy(StorageError):
+    """Another run is writing to a folder."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,14 +66,21 @@ def run_study(study: str | Path | Study, out: str | Path | None = None) -> Path:
     MissingFileError, ConfigError
         The study file is missing or wrong; see `load_study`.
     StorageError
-        The folder holds something else, or cannot be written.
+        The folder holds something else, cannot be written, or another run is writing there.
     """
     base = Path.cwd() if isinstance(study, Study) else Path(study).expanduser().resolve().parent
     checked = study if isinstance(study, Study) else load_study(study)
     folder = Path(out).expanduser().absolute() if out else default_output(checked.study, base)
     device = describe_device(resolve_device(checked.run.device))
     text, script = write_study(checked), analysis_script(checked)
-    _claim(folder)
+    with claimed(folder, patience=0):
+        _run(checked, folder, device, text, script)
+    return folder
+
+
+def _run(checked: Study, folder: Path, device: str, text: str, script: str) -> None:
+    """Run a study in a folder that is this process's."""
+    _make_ready(folder)
     _write_text(folder / STUDY, text)
     _write_text(folder / SCRIPT, script)
     meter = Meter(checked.run.device)
@@ -78,7 +92,34 @@ def run_study(study: str | Path | Study, out: str | Path | None = None) -> Path:
     )
     record["files"] = sorted(path.name for path in folder.iterdir() if path.is_file())
     _write_text(folder / PROVENANCE, json.dumps(record, indent=2) + "\n")
-    return folder
+
+
+@contextmanager
+def claimed(folder: Path, patience: float = -1) -> Iterator[None]:
+    """Hold a results folder for this process: two runs never write there at once.
+
+    Parameters
+    ----------
+    folder : Path
+    patience : float
+        How long another run is awaited [s]; by default as long as it takes.
+
+    Raises
+    ------
+    Busy
+        Another run is writing there.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # beside the folder, which may be somebody else's; the same one if this process holds it
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"), is_singleton=True)
+    try:
+        with lock.acquire(timeout=patience):
+            yield
+    except Timeout as error:
+        raise Busy(
+            f"Another run is writing to {folder}. Wait for it, or choose another folder: "
+            "--out FOLDER, or output = '...' in [study]."
+        ) from error
 
 
 def default_output(study: StudySection, base: Path) -> Path:
@@ -107,7 +148,7 @@ def compute(study: Study, script: str, path: Path, meter: Meter) -> Outcome:
     return Outcome(namespace["scores"], made, messages)
 
 
-def _claim(folder: Path) -> None:
+def _make_ready(folder: Path) -> None:
     """Make a folder ready for results: new, empty, or one of results, whose files are replaced."""
     known = folder / PROVENANCE
     others = [path.name for path in folder.iterdir()] if folder.is_dir() else []

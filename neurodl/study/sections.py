@@ -230,6 +230,35 @@ class RunSection(Section):
     )
 
 
+class ClusterSection(Section):
+    """The workers of ``neurodl run --on dask``; it changes no result."""
+
+    kind: Literal["local", "slurm"] = _key("'local' for this machine, or 'slurm'", "local")
+    workers: int | None = Field(
+        None,
+        description="a whole number: studies at once; by default one, or as many as GPUs or jobs",
+        ge=1,
+    )
+    cores: int | None = Field(
+        None, description="a whole number: cores of a worker; by default all, shared", ge=1
+    )
+    memory: str | None = Field(
+        None,
+        description="a text such as '32GB': what a worker may plan with, or SLURM's limit",
+        pattern=r"^\d+(\.\d+)? ?[KMGT]i?B$",
+    )
+    gpus: int = Field(0, description="a whole number: GPUs of a worker", ge=0)
+    partition: str | None = Field(
+        None, description="for SLURM: the partition", pattern=r"^[\w.,-]+$"
+    )
+    account: str | None = Field(None, description="for SLURM: the account", pattern=r"^[\w.-]+$")
+    walltime: str = Field(
+        "08:00:00",
+        description="for SLURM: how long a worker may run, as 'days-hours:minutes:seconds'",
+        pattern=r"^(\d+-)?\d{1,2}:\d{2}:\d{2}$",
+    )
+
+
 class Study(Section):
     """A whole study file; made by `load_study`."""
 
@@ -243,6 +272,7 @@ class Study(Section):
     model: ModelSection = ModelSection()
     cv: CvSection = CvSection()
     run: RunSection = RunSection()
+    cluster: ClusterSection | None = None
 
     def labels(self) -> list[str]:
         """Return the name of each feature entry in the results."""

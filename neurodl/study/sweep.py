@@ -7,25 +7,24 @@ import itertools
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from filelock import FileLock, Timeout
 
 from neurodl.errors import ConfigError, NeurodlError
 from neurodl.reports import report
+from neurodl.study.cluster import run_on
 from neurodl.study.config import parse_study, read_study
 from neurodl.study.provenance import study_key
-from neurodl.study.run import PROVENANCE, SCORES, default_output, run_study
-from neurodl.study.sections import SWEPT, Study
+from neurodl.study.run import PROVENANCE, SCORES, Busy, claimed, default_output, run_study
+from neurodl.study.sections import SWEPT, ClusterSection, Study
 
 logger = logging.getLogger(__name__)
 
-LOCKS, INDEX = ".locks", "index.html"
+INDEX = "index.html"
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ def plan(path: str | Path, out: str | Path | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["task", "state", "seconds", "energy_wh"])
 
 
-def run_sweep(path: str | Path, out: str | Path | None = None) -> Path:
+def run_sweep(path: str | Path, out: str | Path | None = None, *, on: str | None = None) -> Path:
     """Run every study of a file that is not done yet, and write an index of all results.
 
     What is done, of the same study and the same inputs, is left as it is: an interrupted sweep
@@ -148,6 +147,10 @@ def run_sweep(path: str | Path, out: str | Path | None = None) -> Path:
         A study file; see `load_sweep`.
     out : str or Path, optional
         The folder for the results; by default as of `run_study`.
+    on : str, optional
+        ``"dask"`` runs the studies on workers, several at once: processes on this machine, or
+        jobs of SLURM, as the file's [cluster] says. The address of a Dask scheduler runs them on
+        its workers, which must see the same folders.
 
     Returns
     -------
@@ -163,29 +166,15 @@ def run_sweep(path: str | Path, out: str | Path | None = None) -> Path:
     """
     tasks = load_sweep(path)
     folder = _folder(path, out, tasks)
-    (folder / LOCKS).mkdir(parents=True, exist_ok=True)
-    failed: dict[str, Exception] = {}
-    waiting: Sequence[Task] = tasks
-    while waiting:
-        busy = []
-        for number, task in enumerate(waiting, start=1):
-            # What others are at is left for later; then there is nothing else, and it is awaited.
-            patience = -1 if waiting is not tasks else 0
-            with _claimed(folder, task, patience) as ours:
-                if not ours:
-                    busy.append(task)
-                elif _is_done(folder, task):
-                    logger.info("%s: done before", task.name)
-                else:
-                    logger.info("%s: %d of %d", task.name, number, len(waiting))
-                    try:
-                        run_study(task.study, folder / task.name)
-                    except (NeurodlError, OSError, ValueError) as error:
-                        failed[task.name] = error
-                        logger.error("%s failed: %s", task.name, error)
-        waiting = busy
+    folder.mkdir(parents=True, exist_ok=True)
+    waiting = [task for task in tasks if not _is_done(folder, task)]
+    if on is None:
+        failed = _run_here(waiting, folder)
+    else:
+        section = tasks[0].study.cluster or ClusterSection.model_validate({})
+        failed = run_on(on, waiting, folder, section) if waiting else {}
     whole = [folder / task.name for task in tasks if task.name not in failed]
-    if whole:
+    if whole and tasks[0].name:
         report(whole, title=tasks[0].study.study.name).save(folder / INDEX)
     if failed:
         said = "\n".join(f"  {name}: {error}" for name, error in failed.items())
@@ -194,6 +183,45 @@ def run_sweep(path: str | Path, out: str | Path | None = None) -> Path:
             f"Run it again to go on.\n{said}"
         )
     return folder
+
+
+def run_task(task: Task, folder: Path) -> str:
+    """Run one study, unless it is done, and return what went wrong, if anything.
+
+    Another process that is at the same study is awaited.
+    """
+    with claimed(folder / task.name):
+        return "" if _is_done(folder, task) else _run(task, folder)
+
+
+def _run(task: Task, folder: Path) -> str:
+    try:
+        run_study(task.study, folder / task.name)
+    except (NeurodlError, OSError, ValueError) as error:
+        return str(error) or type(error).__name__
+    return ""
+
+
+def _run_here(tasks: Sequence[Task], folder: Path) -> dict[str, str]:
+    """Run studies one after another, and return what went wrong, by the name of the task."""
+    failed: dict[str, str] = {}
+    busy = []
+    for number, task in enumerate(tasks, start=1):
+        try:
+            with claimed(folder / task.name, patience=0):
+                if _is_done(folder, task):
+                    logger.info("%s: done meanwhile", task.name)
+                    continue
+                logger.info("%s: %d of %d", task.name, number, len(tasks))
+                failed[task.name] = _run(task, folder)
+        except Busy:
+            busy.append(task)
+    for task in busy:  # what others are at is left for later: there is nothing else to do
+        failed[task.name] = run_task(task, folder)
+    for name, said in failed.items():
+        if said:
+            logger.error("%s failed: %s", name, said)
+    return {name: said for name, said in failed.items() if said}
 
 
 def _places(content: Mapping[str, Any]) -> list[tuple[dict[str, Any], str]]:
@@ -226,21 +254,6 @@ def _record(folder: Path) -> dict[str, Any]:
 def _is_done(folder: Path, task: Task) -> bool:
     record = _record(folder / task.name)
     return bool(record) and record.get("key") == study_key(task.study)
-
-
-@contextmanager
-def _claimed(folder: Path, task: Task, patience: float) -> Iterator[bool]:
-    """Hold a task for this process; false if another holds it for longer than `patience` [s]."""
-    lock = FileLock(folder / LOCKS / f"{task.name}.lock")
-    try:
-        lock.acquire(timeout=patience)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
 
 
 def _file_name(value: str) -> str:

@@ -17,8 +17,10 @@ import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
+import scipy.linalg
 import torch
 from ridge import N_FOLDS, folds, run_apart, simulate
 from sklearn.model_selection import KFold
@@ -29,7 +31,7 @@ from neurodl.models._folds import N_BASIS
 from neurodl.models._preflight import N_EXACT, N_ROUGH
 from neurodl.models._spaces import EIGH_COST, covariance_pays
 
-PRODUCTS = {"mm", "addmm", "addmm_", "bmm", "baddbmm", "mv", "addmv"}
+PRODUCTS = {"mm", "addmm", "addmm_", "bmm", "baddbmm", "mv", "addmv", "convolution"}
 DECOMPOSITIONS = {"_linalg_eigh", "_linalg_svd", "linalg_qr", "linalg_cholesky_ex"}
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 
@@ -124,11 +126,34 @@ class Shares(TorchDispatchMode):
             left, right = args[1:3] if name.startswith(("addm", "badd")) else args[:2]
             what = str(left.dtype).removeprefix("torch.")
             width = right.shape[-1] if right.ndim > 1 else 1
+            if name == "convolution":  # by which `linear` makes large products
+                width = len(right)
             self.seconds[what] += seconds
             self.operations[what] += 2 * left.numel() * width
         elif name in DECOMPOSITIONS:
             self.seconds["decompositions"] += seconds
         return result
+
+    def __enter__(self) -> Shares:
+        """Watch SciPy's decompositions, too."""
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return decompose(*args, **kwargs)
+            finally:
+                self.seconds["decompositions"] += time.perf_counter() - start
+
+        decompose = scipy.linalg.eigh
+        self.patched = patch.object(scipy.linalg, "eigh", watched)
+        self.patched.start()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        """Watch no more."""
+        super().__exit__(*raised)
+        self.patched.stop()
 
 
 def cross_validate(

@@ -150,7 +150,7 @@ def test_linear_layers_take_a_faster_way_to_the_same_values_and_are_as_before(bi
     if platform.machine() == "x86_64" and torch.backends.mkldnn.is_available():
         # batches of 16, 16 and 8 images of 64 tokens; the last has just the rows that pay
         assert [rows.shape[2] for rows in convolved] == [1024, 1024, 512]
-    images = torch.stack([to_tensor(stimuli[index].numpy()) for index in range(40)]).double()
+    images = torch.stack([network.transform(stimuli[index]) for index in range(40)]).double()
     module.double()
     wide = module.wide(functional.unfold(images, 4, stride=4).transpose(1, 2))
     for name, exact in (("wide", wide), ("narrow", module.narrow(wide))):
