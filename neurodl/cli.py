@@ -258,6 +258,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from neurodl.study import load_sweep, run_study, run_sweep
+    from neurodl.study.sweep import sweep_folder
 
     tasks = load_sweep(options.study)
     sweep = bool(tasks[0].name)
@@ -269,7 +270,7 @@ def _run(options: argparse.Namespace) -> int:
         print(f"{options.study} is fine: {found}.")
         return 0
     if options.dry_run:
-        return _show_job(tasks[0].study)
+        return _show_job(tasks[0].study, sweep_folder(options.study, options.out, tasks))
     if sweep or options.on:
         folder = run_sweep(options.study, options.out, on=options.on)
     else:
@@ -278,13 +279,13 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _show_job(study: Any) -> int:
+def _show_job(study: Any, folder: Path) -> int:
     """Show what SLURM would be given."""
     from neurodl.study.cluster import job_script
 
     if study.cluster is None or study.cluster.kind != "slurm":
         raise NeurodlError("--dry-run shows the script for SLURM: say kind = 'slurm' in [cluster].")
-    print(job_script(study.cluster), end="")
+    print(job_script(study.cluster, folder), end="")
     return 0
 
 

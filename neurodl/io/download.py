@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 from filelock import FileLock
 
@@ -26,6 +27,7 @@ TIMEOUT = (10, 60)  # s, to connect and between bytes
 CHUNK = 1 << 14  # what is not a whole one when the connection breaks is lost
 TRY_AGAIN = (408, 425, 429, 500, 502, 503, 504)
 WEB_PAGES = (".html", ".htm")
+UNENCRYPTED = ("data.pymvpa.org",)  # the one server of a dataset that has neither https nor hashes
 
 
 class _Refused(Exception):
@@ -71,7 +73,8 @@ def download(
     Raises
     ------
     DownloadError
-        No address gave the file; the message says why for each. Or ``$NEURODL_OFFLINE`` is set.
+        No address gave the file; the message says why for each. Or ``$NEURODL_OFFLINE`` is set;
+        or no address is encrypted, and no hash tells whether the file is the right one.
     StorageError
         There is not enough room, or the folder cannot be written to.
     """
@@ -105,6 +108,8 @@ def _from_one(urls: str | Sequence[str], path: Path, size: int | None, sha256: s
     fetcher = partial(_fetch, part=_Part(path, size, checked=known is not None))
     pooch.get_logger().setLevel("WARNING")
     reasons: dict[str, None] = {}
+    if not known:
+        urls = [url for url in urls if _is_safe(url)] or _refuse(urls, path)
     # What an earlier call left may be damaged; if the hash says so, once more from the start.
     for url in [url for url in urls for _ in range(2 if known else 1)]:
         try:
@@ -116,6 +121,24 @@ def _from_one(urls: str | Sequence[str], path: Path, size: int | None, sha256: s
             reasons[f"{url}: {error}"] = None
     tried = "".join(f"\n  - {reason}" for reason in reasons)
     raise DownloadError(f"{path.name} could not be fetched:{tried}")
+
+
+def _is_safe(url: str) -> bool:
+    """Return whether nobody on the way can change what comes: encrypted, or from this machine."""
+    address = urlsplit(url)
+    if address.scheme == "https" or address.hostname in ("localhost", "127.0.0.1", "::1"):
+        return True
+    if address.scheme == "http" and address.hostname in UNENCRYPTED:
+        logger.warning("%s comes unencrypted, and no hash of it was published", url)
+        return True
+    return False
+
+
+def _refuse(urls: Sequence[str], path: Path) -> NoReturn:
+    raise DownloadError(
+        f"{path.name} is not fetched from {urls[0]}: without https or a known hash, anybody on the "
+        "way could change it. Give an https address, or sha256=..."
+    )
 
 
 @dataclass

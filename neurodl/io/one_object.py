@@ -10,7 +10,7 @@ from typing import IO, Any
 import numpy as np
 
 from neurodl.errors import FileFormatError, MissingFileError, NeurodlError
-from neurodl.io.pickles import DAMAGED, ENCODING, PlainRules, array_header, read_object_arrays
+from neurodl.io.pickles import DAMAGED, PlainUnpickler, array_header, read_object_arrays
 
 DEPTH_OF_ELEMENTS = 2  # marks that are open where an array's list of elements is read
 ITEMS_AT_ONCE = 1000  # of a dict, which pickles write in batches
@@ -86,16 +86,16 @@ class _Memo(dict[int, Any]):
         raise _Dropped
 
 
-class _OnlyOne(PlainRules, pickle._Unpickler):  # type: ignore[misc]
+class _OnlyOne(PlainUnpickler):
     """An unpickler, in Python, of one element of an array of dicts; others are thrown away."""
 
-    dispatch = dict(pickle._Unpickler.dispatch)
+    dispatch = dict(PlainUnpickler.dispatch)
     stack: list[Any]
     metastack: list[Any]
 
     def __init__(self, file: IO[bytes], name: str, index: int) -> None:
-        super().__init__(file, encoding=ENCODING)
-        self._name, self._index = name, index
+        super().__init__(file, name)
+        self._index = index
         self._n_read, self._n_known = 0, 0
         self._current: dict[Any, Any] | None = None
 

@@ -7,7 +7,9 @@ Anything else is an error before it is made.
 from __future__ import annotations
 
 import datetime
+import math
 import pickle
+import struct
 import tokenize
 import zipfile
 import zlib
@@ -21,6 +23,10 @@ from neurodl.errors import FileFormatError, MissingFileError, NeurodlError, list
 
 ENCODING = "latin1"  # of strings in pickles of Python 2, in which arrays' bytes are strings
 PLAIN_KINDS = "biufcSUOMm"
+UNITS = (  # of time
+    b"Y", b"M", b"W", b"D", b"h", b"m", b"s", b"ms", b"us", b"ns", b"ps", b"fs", b"as",
+    b"generic",
+)  # fmt: skip
 DAMAGED = (
     pickle.UnpicklingError,
     EOFError,
@@ -33,6 +39,8 @@ DAMAGED = (
     OverflowError,
     MemoryError,
     SyntaxError,
+    AssertionError,
+    struct.error,
     tokenize.TokenError,  # in the header of an array
     zipfile.BadZipFile,
     zlib.error,
@@ -148,7 +156,7 @@ def _array(file: IO[bytes], name: str) -> np.ndarray:
 
 def _unpickled(file: IO[bytes], name: str) -> Any:
     try:
-        return _Plain(file, name).load()
+        return PlainUnpickler(file, name).load()
     except NeurodlError:
         raise
     except DAMAGED as error:
@@ -158,10 +166,32 @@ def _unpickled(file: IO[bytes], name: str) -> Any:
         )
 
 
-class PlainRules:
-    """What an unpickler may make."""
+class PlainUnpickler(pickle._Unpickler):  # type: ignore[misc]
+    """An unpickler, in Python, that makes plain data only.
 
-    _name: str
+    In C it would take whatever place in its memo a file names, and numpy whatever state.
+    """
+
+    dispatch = dict(pickle._Unpickler.dispatch)
+    stack: list[Any]
+
+    def __init__(self, file: IO[bytes], name: str) -> None:
+        super().__init__(file, encoding=ENCODING)
+        self._name = name
+
+    def load_build(self) -> None:
+        """Give an object its state, after a look at it."""
+        made, state = self.stack[-2:]
+        if isinstance(made, np.dtype):
+            _check_type(made, state)
+        elif isinstance(made, np.ndarray):
+            _check_array(state)
+        else:
+            raise pickle.UnpicklingError(f"a state for {type(made).__name__}")
+        build: Any = pickle._Unpickler.dispatch[pickle.BUILD[0]]
+        build(self)
+
+    dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]
 
     def find_class(self, module: str, name: str) -> Any:
         """Return what makes plain data of this name."""
@@ -177,12 +207,36 @@ class PlainRules:
         raise FileFormatError(f"{self._name} refers to something outside the file.")
 
 
-class _Plain(PlainRules, pickle.Unpickler):
-    """An unpickler that makes plain data only."""
+def _check_type(made: np.dtype[Any], state: Any) -> None:
+    """Raise if the state of a type of number, text or object says more than its order of bytes."""
+    _version, order, *inside = state[:5]
+    sizes = (made.itemsize, made.alignment) if made.kind in "USV" else (-1, -1)
+    unit = state[8] if made.kind in "mM" else (None, (b"generic", 1, 1, 1))
+    name, *numbers = unit[1]
+    if (
+        order not in ("<", ">", "|", "=")
+        or any(one is not None and one != () for one in inside)
+        or tuple(state[5:8]) != (*sizes, made.flags)
+        or unit[0] not in (None, {})
+        or name not in UNITS
+        or len(numbers) != 3
+        or not all(type(one) is int and 0 < one < 10**6 for one in numbers)
+    ):
+        raise pickle.UnpicklingError(f"a type of array with the state {state!r:.80}")
 
-    def __init__(self, file: IO[bytes], name: str) -> None:
-        super().__init__(file, encoding=ENCODING)
-        self._name = name
+
+def _check_array(state: Any) -> None:
+    """Raise if the state of an array does not fit together."""
+    _version, shape, dtype, fortran, content = state
+    plain = isinstance(dtype, np.dtype) and type(shape) is tuple and type(fortran) in (bool, int)
+    if not plain or not all(type(size) is int and 0 <= size < 2**62 for size in shape):
+        raise pickle.UnpicklingError("an array with a shape or type that is none")
+    if dtype.hasobject:
+        fits = type(content) is list and len(content) == math.prod(shape)
+    else:
+        fits = len(_bytes(content)) == math.prod(shape) * dtype.itemsize
+    if not fits:
+        raise pickle.UnpicklingError(f"an array of shape {shape} with other content")
 
 
 class _Maker:

@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DASK = "dask"
+DASK, LOGS = "dask", ".logs"
 CHILD = "from neurodl.study.cluster import child_main; child_main()"
+NO_PAGES = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}  # of a scheduler
 PATIENCE = 30  # for a scheduler to answer [s]
 GONE = "Studies that were finished are kept: run it again to go on."
 
@@ -63,7 +64,7 @@ def run_on(
     distributed = _dask()
     failed: dict[str, str] = {}
     needs = {"GPU": section.gpus} if section.gpus else None
-    with _client(where, section, len(tasks)) as client:
+    with _client(where, section, folder, len(tasks)) as client:
         names = {
             client.submit(run_apart, task, folder, pure=False, resources=needs): task.name
             for task in tasks
@@ -132,15 +133,15 @@ def child_main() -> None:
     os._exit(0)
 
 
-def job_script(section: ClusterSection) -> str:
-    """Return the script that SLURM is given for each worker.
+def job_script(section: ClusterSection, folder: Path) -> str:
+    """Return the script that SLURM is given for each worker of a sweep in `folder`.
 
     Raises
     ------
     NeurodlError
         dask-jobqueue is not installed.
     """
-    with _slurm(section, local_port=True) as cluster:
+    with _slurm(section, folder, local_port=True) as cluster:
         return str(cluster.job_script())
 
 
@@ -151,12 +152,13 @@ def _dask() -> Any:
         raise NeurodlError(
             "Workers need Dask: pip install 'neurodl[cluster]', or run without --on."
         ) from error
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    for name in ("distributed", "distributed.client"):  # what matters is said by `run_on`
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     return distributed
 
 
 @contextmanager
-def _client(where: str, section: ClusterSection, n_tasks: int) -> Iterator[Any]:
+def _client(where: str, section: ClusterSection, folder: Path, n_tasks: int) -> Iterator[Any]:
     """Yield a client of a scheduler; one that was started here ends with its workers."""
     distributed = _dask()
     if where != DASK:
@@ -170,9 +172,10 @@ def _client(where: str, section: ClusterSection, n_tasks: int) -> Iterator[Any]:
         with client:
             yield client
         return
-    starting = _slurm(section) if section.kind == "slurm" else _local(section, n_tasks)
+    starting = _slurm(section, folder) if section.kind == "slurm" else _local(section, n_tasks)
     with starting as cluster, distributed.Client(cluster) as client:
         if section.kind == "slurm":
+            (folder / LOGS).mkdir(parents=True, exist_ok=True)
             cluster.scale(jobs=min(section.workers or n_tasks, n_tasks))
         yield client
 
@@ -206,7 +209,7 @@ def _local(section: ClusterSection, n_tasks: int) -> Iterator[Any]:
         workers[number] = {"cls": distributed.Nanny, "options": options}
     scheduler = {
         "cls": distributed.Scheduler,
-        "options": {"host": "127.0.0.1", "port": 0, "dashboard": False},
+        "options": NO_PAGES | {"host": "127.0.0.1", "port": 0},
     }
     logger.info("%d workers with %d threads each", n_workers, n_threads)
     with distributed.SpecCluster(workers=workers, scheduler=scheduler) as cluster:
@@ -236,7 +239,7 @@ def _count_gpus() -> int:
 
 
 @contextmanager
-def _slurm(section: ClusterSection, *, local_port: bool = False) -> Iterator[Any]:
+def _slurm(section: ClusterSection, folder: Path, *, local_port: bool = False) -> Iterator[Any]:
     """Yield a cluster whose workers are SLURM jobs; none has been submitted."""
     _dask()
     try:
@@ -244,7 +247,8 @@ def _slurm(section: ClusterSection, *, local_port: bool = False) -> Iterator[Any
     except ModuleNotFoundError as error:
         raise NeurodlError("SLURM needs dask-jobqueue: pip install 'neurodl[cluster]'.") from error
     cores = section.cores or 1
-    wanted = [f"--gres=gpu:{section.gpus}"] if section.gpus else []
+    wanted = [f"--output={folder / LOGS}/%j.txt"]
+    wanted += [f"--gres=gpu:{section.gpus}"] if section.gpus else []
     resources = ["--resources", f"GPU={section.gpus}"] if section.gpus else []
     exports = [
         f"export {key}={value}" for key, value in _environment(cores, section.memory).items()
@@ -261,6 +265,7 @@ def _slurm(section: ClusterSection, *, local_port: bool = False) -> Iterator[Any
         worker_extra_args=resources,
         job_script_prologue=exports,
         python=sys.executable,
-        scheduler_options={"dashboard": False, "port": 0} | place,
+        job_name="neurodl",
+        scheduler_options=NO_PAGES | {"port": 0} | place,
     ) as cluster:
         yield cluster

@@ -119,7 +119,7 @@ def plan(path: str | Path, out: str | Path | None = None) -> pd.DataFrame:
         See `load_sweep`.
     """
     tasks = load_sweep(path)
-    folder = _folder(path, out, tasks)
+    folder = sweep_folder(path, out, tasks)
     rows = []
     for task in tasks:
         record = _record(folder / task.name)
@@ -165,7 +165,7 @@ def run_sweep(path: str | Path, out: str | Path | None = None, *, on: str | None
         Some of the studies failed. The others are complete; the message says which failed, why.
     """
     tasks = load_sweep(path)
-    folder = _folder(path, out, tasks)
+    folder = sweep_folder(path, out, tasks)
     folder.mkdir(parents=True, exist_ok=True)
     waiting = [task for task in tasks if not _is_done(folder, task)]
     if on is None:
@@ -235,7 +235,7 @@ def _places(content: Mapping[str, Any]) -> list[tuple[dict[str, Any], str]]:
     return found
 
 
-def _folder(path: str | Path, out: str | Path | None, tasks: Sequence[Task]) -> Path:
+def sweep_folder(path: str | Path, out: str | Path | None, tasks: Sequence[Task]) -> Path:
     """Return where the results of a sweep go."""
     if out:
         return Path(out).expanduser().absolute()

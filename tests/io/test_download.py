@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+import requests
 
 from neurodl.errors import DownloadError, StorageError
 from neurodl.io import download as module
@@ -248,6 +249,29 @@ def test_a_busy_server_is_asked_again_when_it_says(server, tmp_path, waited):
 def test_nobody_there(tmp_path):
     with pytest.raises(DownloadError, match="refused"):
         download("http://127.0.0.1:9/a", tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(
+    "url", ["http://example.org/a.npz", "ftp://example.org/a", "//127.0.0.1@x/"]
+)
+def test_unencrypted_addresses_need_a_hash(tmp_path, monkeypatch, url):
+    asked = []
+
+    def get(url, **_):
+        asked.append(url)
+        raise requests.ConnectionError("nobody")
+
+    monkeypatch.setattr("neurodl.io.download.WAITS", ())
+    monkeypatch.setattr(requests, "get", get)
+    with pytest.raises(DownloadError, match="anybody on the way could change it"):
+        download(url, tmp_path / "a.npz")
+    assert not asked
+    with pytest.raises(DownloadError, match="nobody"):  # the encrypted one of two is asked
+        download([url, "https://example.org/a.npz"], tmp_path / "a.npz")
+    assert set(asked) == {"https://example.org/a.npz"}
+    with pytest.raises(DownloadError):
+        download(url, tmp_path / "a.npz", sha256="0" * 64)
+    assert url in asked
 
 
 def test_what_is_there_is_not_fetched_again(server, tmp_path, monkeypatch):

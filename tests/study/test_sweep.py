@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 import neurodl as ndl
-from neurodl.errors import ConfigError, NeurodlError
-from neurodl.study import load_study, load_sweep
+from neurodl.errors import ConfigError, NeurodlError, StorageError
+from neurodl.study import cluster, load_study, load_sweep
 from neurodl.study import sweep as sweeping
 
 SWEEP = """
@@ -40,11 +45,7 @@ device = "cpu"
 cache = "cache"
 """
 TASKS = ["pixels", "gabor"]
-RUN = """
-import sys
-from neurodl.cli import main
-sys.exit(main(["run", sys.argv[1], "--out", sys.argv[2]]))
-"""
+MAIN = "import sys; from neurodl.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
 @pytest.fixture
@@ -183,22 +184,146 @@ def test_a_sweep_that_is_killed_goes_on_to_the_same_results(file):
     whole = scores(ndl.run_sweep(file, file.parent / "whole"))
     (file.parent / "both.toml").write_text(SWEEP.replace('"cache"', '"other cache"'))
     out = file.parent / "killed"
-    command = [sys.executable, "-c", RUN, str(file), str(out)]
-    environment = os.environ | {"PYTHONPATH": str(Path(ndl.__file__).parents[1])}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
     rng = np.random.default_rng(0)
     for wait in rng.uniform(4, 12, 4):
-        with subprocess.Popen(command, **quiet) as process:
+        with started("run", file, "--out", out) as process:
             try:
-                process.wait(wait)
+                process.communicate(timeout=wait)
             except subprocess.TimeoutExpired:
                 process.kill()
         for name in TASKS:  # what looks whole is whole
             if (out / name / "provenance.json").exists():
                 assert ndl.load(out / name / "scores.nc")["r"].identical(whole[name]["r"])
-    together = [subprocess.Popen(command, **quiet) for _ in range(2)]
-    assert [process.wait(300) for process in together] == [0, 0]
+    together = [started("run", file, "--out", out) for _ in range(2)]
+    for process in together:
+        said = process.communicate(timeout=300)[0]
+        assert process.returncode == 0, said
     assert states(file, out) == dict.fromkeys(TASKS, "done")
     for name, found in scores(out).items():
         for variable in found.data_vars:
             assert found[variable].identical(whole[name][variable]), variable
+
+
+def studies_of(process):
+    """The processes in which the workers of a process run studies."""
+    found = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for one in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if cluster.CHILD in one.cmdline():
+                    found.append(one)
+    return found
+
+
+def wait_for_study(process, known=()):
+    """The first process of a study that is none of the known ones."""
+    for _ in range(1200):
+        new = [one for one in studies_of(process) if one not in known]
+        if new:
+            return new[0]
+        assert process.poll() is None
+        time.sleep(0.05)
+    raise AssertionError("no study was begun")
+
+
+def started(*command):
+    """Run the command line in a process of its own, quietly."""
+    environment = os.environ | {"PYTHONPATH": str(Path(ndl.__file__).parents[1])}
+    return subprocess.Popen(
+        [sys.executable, "-c", MAIN, *map(str, command)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+    )
+
+
+@pytest.mark.slow
+def test_workers_and_studies_that_are_killed_are_replaced(file):
+    """On two workers: a study is killed, then a worker; the numbers are those of a plain run."""
+    whole = scores(ndl.run_sweep(file, file.parent / "whole"))
+    file.write_text(SWEEP.replace('"cache"', '"other cache"') + "[cluster]\nworkers = 2\n")
+    out = file.parent / "workers"
+    process = started("run", file, "--out", out, "--on", "dask")
+    study = wait_for_study(process)
+    study.kill()
+    other = wait_for_study(process, known=[study])
+    time.sleep(3)  # while torch is imported, or features are extracted
+    with contextlib.suppress(psutil.NoSuchProcess):
+        other.parent().kill()
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, said
+    for name, found in scores(out).items():
+        assert found.identical(whole[name].assign_attrs(found.attrs)), name
+    assert (out / "index.html").is_file()
+    assert "distributed" not in said  # Dask's own messages
+    assert ndl.run_sweep(file, out, on="tcp://nowhere:1") == out  # nothing is left to do
+
+
+@pytest.mark.slow
+def test_nothing_outlives_a_run_that_is_killed(file):
+    file.write_text(SWEEP + "[cluster]\nworkers = 2\n")
+    for stop in (signal.SIGKILL, signal.SIGINT):
+        process = started("run", file, "--on", "dask")
+        wait_for_study(process)
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(stop)
+        said = process.communicate(timeout=60)[0]
+        _, alive = psutil.wait_procs(family, timeout=60)
+        assert not alive, alive
+        assert process.returncode == (130 if stop == signal.SIGINT else -9), said
+    assert "Interrupted" in said
+
+
+def test_a_study_without_memory_is_tried_with_half_of_it(monkeypatch, tmp_path):
+    task = sweeping.Task("one", None)
+    monkeypatch.setattr(cluster, "available_memory", lambda _: 1000)
+    killed = "import os; os.kill(os.getpid(), 9)"
+    told = f"import os; m = os.environ.get('NEURODL_MEMORY'); print(m) if m else {killed[11:]}"
+    monkeypatch.delenv("NEURODL_MEMORY", raising=False)
+    monkeypatch.setattr(cluster, "CHILD", told)
+    assert cluster.run_apart(task, tmp_path) == "500"
+    monkeypatch.setattr(cluster, "CHILD", killed)
+    assert "ended twice from outside (status -9)" in cluster.run_apart(task, tmp_path)
+
+
+def test_what_workers_fail_with_is_said(file, run, monkeypatch):
+    monkeypatch.setattr(cluster, "PATIENCE", 1)
+    status, _, said = run("run", str(file), "--on", "tcp://127.0.0.1:1")
+    assert (status, "No Dask scheduler answers at 'tcp://127.0.0.1:1'" in said) == (1, True)
+    status, _, said = run("run", str(file), "--on", "dask", "--dry-run")
+    assert (status, "say kind = 'slurm'" in said) == (1, True)
+    file.write_text(SWEEP + '[cluster]\nkind = "slurm"\npartition = "gpu\\n#SBATCH --wrap=x"\n')
+    assert "[cluster] partition" in run("run", str(file), "--check")[2]
+
+
+def test_the_script_for_slurm(file, run):
+    file.write_text(
+        SWEEP + '[cluster]\nkind = "slurm"\npartition = "gpu"\naccount = "lab"\ncores = 4\n'
+        'memory = "24GiB"\ngpus = 2\nwalltime = "1-00:00:00"\n'
+    )
+    status, printed, _ = run("run", str(file), "--on", "dask", "--dry-run")
+    assert status == 0
+    lines = printed.splitlines()
+    assert lines[0] == "#!/usr/bin/env bash"
+    wanted = ["-J neurodl", "-p gpu", "-A lab", "--cpus-per-task=4", "--mem=24G", "-t 1-00:00:00"]
+    assert {f"#SBATCH {one}" for one in [*wanted, "--gres=gpu:2"]} <= set(lines)
+    assert {"export OMP_NUM_THREADS=4", f"export NEURODL_MEMORY={24 * 1024**3}"} <= set(lines)
+    assert lines[-1].startswith(f"{sys.executable} -m distributed.cli.dask_worker tcp://")
+    assert lines[-1].count("--resources GPU=2") == 1
+    assert not (file.parent / "results").exists()
+
+
+def test_workers_change_no_key(file):
+    before = [sweeping.study_key(task.study) for task in load_sweep(file)]
+    file.write_text(SWEEP + "[cluster]\nworkers = 3\n")
+    assert [sweeping.study_key(task.study) for task in load_sweep(file)] == before
+
+
+def test_two_runs_do_not_write_to_one_folder(file):
+    study = load_sweep(file)[0].study
+    folder = file.parent / "one"
+    held = FileLock(file.parent / ".one.lock")  # as another process holds it
+    with held, pytest.raises(StorageError, match="Another run is writing to"):
+        ndl.run_study(study, folder)
+    assert not folder.exists()
