@@ -23,6 +23,8 @@ from neurodl.errors import (
 from neurodl.schema import SCORE_VARIABLES, check_features, check_scores
 
 MODEL = ".safetensors"
+SCHEMA, SCHEMA_VERSION = "neurodl_schema", 1  # how files are marked, and what is written now
+NAMELESS = "__xarray_dataarray_variable__"  # xarray's word for an array without a name
 NOT_WRITABLE = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPERM
 )  # fmt: skip
@@ -96,13 +98,36 @@ def save(obj: Any, path: str | Path) -> Path:
             write_model(obj, temporary)
         elif isinstance(obj, (xr.Dataset, xr.DataArray)):
             # Encoded in memory first: HDF5 can crash the process when a disk fills up under it.
-            content = obj.to_netcdf(engine="h5netcdf", encoding=_compression(obj))
+            held = obj if isinstance(obj, xr.Dataset) else _held(obj)
+            held = held.assign_attrs({SCHEMA: SCHEMA_VERSION})
+            content = held.to_netcdf(engine="h5netcdf", encoding=_compression(obj))
             temporary.write_bytes(content)
         else:
             for number, (layer, array) in enumerate(check_features(obj).items()):
-                dataset = array.rename("features").to_dataset().assign_attrs(layer=layer)
+                dataset = array.rename("features").to_dataset()
+                dataset = dataset.assign_attrs({"layer": layer, SCHEMA: SCHEMA_VERSION})
                 dataset.to_zarr(temporary, group=f"layer{number:04d}", zarr_format=2)
     return path
+
+
+def _held(array: xr.DataArray) -> xr.Dataset:
+    """Return a dataset that holds just one array."""
+    taken = array.name is None or array.name in {*array.coords, *array.dims}
+    return array.to_dataset(name=NAMELESS if taken else array.name)
+
+
+def _current(dataset: xr.Dataset) -> xr.Dataset:
+    """Return what was read as the schema of today has it, without the mark of the version.
+
+    Files without one are of version 1. Where a later version differs, those before are turned here.
+    """
+    written = dataset.attrs.pop(SCHEMA, SCHEMA_VERSION)
+    if written > SCHEMA_VERSION:
+        raise FileFormatError(
+            f"it was written by a newer neurodl (schema {written}; this one knows "
+            f"{SCHEMA_VERSION}). Update it: pip install --upgrade neurodl."
+        )
+    return dataset
 
 
 def _suffix(obj: Any) -> str:
@@ -158,11 +183,12 @@ def load(path: str | Path, *, device: str | None = None) -> Any:
     try:
         if path.suffix == ".zarr":
             return _load_features(path)
-        dataset = xr.load_dataset(path, engine="h5netcdf")
+        dataset = _current(xr.load_dataset(path, engine="h5netcdf"))
     except MemoryError:
         raise
     except Exception as error:  # readers of damaged files raise whatever they stumble over
-        if isinstance(error, NeurodlError) and not isinstance(error, SchemaError):
+        named = isinstance(error, NeurodlError) and str(path) in str(error)
+        if named and not isinstance(error, SchemaError):
             raise
         raise FileFormatError(f"Cannot read {path}: {error}") from error
     if set(SCORE_VARIABLES) <= set(dataset):
@@ -172,7 +198,7 @@ def load(path: str | Path, *, device: str | None = None) -> Any:
             raise FileFormatError(f"{path} holds no scores: {error}") from error
     if len(dataset.data_vars) == 1:
         array = dataset[next(iter(dataset.data_vars))]
-        return array.rename(None) if array.name == "__xarray_dataarray_variable__" else array
+        return array.rename(None) if array.name == NAMELESS else array
     return dataset
 
 
@@ -206,6 +232,6 @@ def _layer_groups(path: Path) -> list[str]:
 def _load_features(path: Path) -> dict[str, xr.DataArray]:
     features = {}
     for group in _layer_groups(path):
-        dataset = xr.load_dataset(path, group=group, engine="zarr")
+        dataset = _current(xr.load_dataset(path, group=group, engine="zarr"))
         features[str(dataset.attrs["layer"])] = dataset["features"].rename(None)
     return check_features(features)

@@ -65,7 +65,9 @@ def test_regions(published):
 
 def test_what_is_missing_or_wrong(published):
     root, folder, _ = published
-    with pytest.raises(MissingFileError, match=r"subj2-2010\.01\.14\.tar\.gz from http://data\.py"):
+    with pytest.raises(
+        MissingFileError, match=r"subj2-2010\.01\.14\.tar\.gz from https://data\.py"
+    ):
         ndl.load_dataset("haxby2001", root=root)
     labels = folder / "labels.txt"
     labels.write_text("\n".join(labels.read_text().splitlines()[:-1]))

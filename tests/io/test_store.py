@@ -14,7 +14,11 @@ import pytest
 import xarray as xr
 
 from neurodl.errors import FileFormatError, MissingFileError, StorageError
+from neurodl.io import store
 from neurodl.io.store import atomic_path, load, save
+from neurodl.models import RidgeCV
+
+VERSION_1 = Path(__file__).parent / "version1"
 
 
 @pytest.fixture
@@ -156,3 +160,48 @@ def test_damaged_and_missing_files_are_errors(tmp_path, scores):
     (tmp_path / "empty.zarr").mkdir()
     with pytest.raises(FileFormatError, match="empty.zarr"):
         load(tmp_path / "empty.zarr")
+
+
+def of_version_1():
+    """What the files in ``version1`` hold: they were written when version 1 of the schema was."""
+    rng = np.random.default_rng(1)
+    r = xr.DataArray(
+        rng.uniform(-1, 1, (2, 2, 3)).astype("float32"),
+        dims=("layer", "fold", "voxel"),
+        coords={"layer": ["a", "b"], "roi": ("voxel", ["V1", "V1", "V4"])},
+    )
+    scores = xr.Dataset({"r": r, "r2": r**2}, attrs={"seed": 1, "model": "m"})
+    responses = xr.DataArray(
+        rng.standard_normal((8, 2)).astype("float32"),
+        dims=("stimulus", "unit"),
+        coords={"stimulus": [f"image{number}" for number in range(8)]},
+        attrs={"units": "spikes / s"},
+    )
+    X = rng.standard_normal((8, 3)).astype("float32")
+    model = RidgeCV(cv=2, device="cpu").fit(X, responses.values)
+    return scores, responses, X, model
+
+
+def test_files_of_earlier_versions_open():
+    """Kept as they were written; a change of the schema must open them, or turn them."""
+    scores, responses, X, model = of_version_1()
+    xr.testing.assert_identical(load(VERSION_1 / "scores.nc"), scores)
+    xr.testing.assert_identical(load(VERSION_1 / "responses.nc"), responses)
+    again = load(VERSION_1 / "model.safetensors")
+    np.testing.assert_allclose(again.predict(X), model.predict(X), rtol=1e-5)
+    (layer,) = load(VERSION_1 / "features.zarr").items()
+    assert layer[0] == "layer"
+    np.testing.assert_array_equal(layer[1].values, X)
+
+
+def test_files_of_later_versions_are_an_error_that_says_so(tmp_path, monkeypatch, scores, rng):
+    features = {"a": xr.DataArray(np.ones((2, 3), "f4"), dims=("stimulus", "feature"))}
+    features["a"] = features["a"].assign_coords(stimulus=["x", "y"])
+    monkeypatch.setattr(store, "SCHEMA_VERSION", 2)
+    paths = [save(scores, tmp_path / "s.nc"), save(features, tmp_path / "f.zarr")]
+    monkeypatch.setattr(store, "SCHEMA_VERSION", 1)
+    for path in paths:
+        with pytest.raises(
+            FileFormatError, match=f"{path.name}: it was written by a newer neurodl"
+        ):
+            load(path)
