@@ -18,6 +18,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -83,54 +84,73 @@ def run_on(
 
 
 def run_apart(task: Task, folder: Path) -> str:
-    """Run one study in a process of its own, and return what went wrong, if anything.
+    """Run one study in the process that this worker has for studies, and return what went wrong.
 
-    If it is killed, as it is when memory runs out, it starts once more, with half of the memory
-    that is free to plan with. It ends with this process.
+    If it is killed, as it is when memory runs out, the study starts once more, with half of the
+    memory that is free to plan with. The process ends with the worker.
     """
-    free = available_memory(torch.device("cpu"))
-    for share in (1.0, 0.5):
-        environment = os.environ | {MEMORY: str(int(free * share))}
-        child = subprocess.Popen(
-            [sys.executable, "-c", CHILD],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment if share < 1 else None,
-        )
-        assert child.stdin is not None and child.stdout is not None
-        with child:
-            with contextlib.suppress(BrokenPipeError):  # it has been killed already
-                child.stdin.write(pickle.dumps((task, folder)))
-                child.stdin.flush()
-            told = child.stdout.read()  # stdin stays open: its end would tell of our own
-        if told:
-            return str(json.loads(told))
-        logger.warning("%s: its process ended with status %d", task.name, child.returncode)
+    with _ONE_AT_A_TIME:
+        for share in (1.0, 0.5):
+            told = _told_by_child(task, folder, share)
+            if told:
+                return str(json.loads(told))
+            logger.warning("%s: its process was ended from outside", task.name)
     return (
-        f"its process was ended twice from outside (status {child.returncode}), most likely for "
-        "lack of memory: take fewer workers, or give each more ([cluster] workers, memory)"
+        "its process was ended twice from outside, most likely for lack of memory: take fewer "
+        "workers, or give each more ([cluster] workers, memory)"
     )
 
 
+_ONE_AT_A_TIME = threading.Lock()
+_children: list[subprocess.Popen[bytes]] = []  # that wait for studies: one, or none
+
+
+def _told_by_child(task: Task, folder: Path, share: float) -> bytes:
+    """Return the line that a child says when a study is over; nothing if it was killed."""
+    if share < 1 or not _children:
+        free = available_memory(torch.device("cpu"))
+        limit = {MEMORY: str(int(free * share))} if share < 1 else {}
+        command = [sys.executable, "-c", CHILD]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        child = subprocess.Popen(command, env=os.environ | limit, **pipes)  # type: ignore[call-overload]
+    else:
+        child = _children.pop()
+    told = b""
+    with contextlib.suppress(BrokenPipeError):
+        child.stdin.write(pickle.dumps((task, folder)))
+        child.stdin.flush()
+        told = child.stdout.readline()
+    if told and share == 1:
+        _children.append(child)
+    else:
+        with child:
+            child.kill()
+    return bytes(told)
+
+
 def child_main() -> None:
-    """Run the study that comes over standard input, and tell what went wrong."""
-    task, folder = pickle.load(sys.stdin.buffer)
+    """Run the studies that come over standard input, and tell of each what went wrong, in a line.
+
+    When it closes, the worker is gone, and this process ends, whatever it is doing.
+    """
     told, sys.stdout = sys.stdout, sys.stderr
+    coming: SimpleQueue[tuple[Task, Path]] = SimpleQueue()
 
-    def end_with_parent() -> None:
-        sys.stdin.buffer.read()
-        os._exit(1)
+    def listen() -> None:
+        with contextlib.suppress(EOFError):
+            while True:
+                coming.put(pickle.load(sys.stdin.buffer))
+        os._exit(0)
 
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    threading.Thread(target=listen, daemon=True).start()
     from neurodl.study.sweep import run_task
 
-    try:
-        said = run_task(task, folder)
-    except Exception as error:
-        said = f"{type(error).__name__}: {error}"
-    told.write(json.dumps(said))
-    told.flush()
-    os._exit(0)
+    while True:
+        try:
+            said = run_task(*coming.get())
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}"
+        print(json.dumps(said), file=told, flush=True)
 
 
 def job_script(section: ClusterSection, folder: Path) -> str:

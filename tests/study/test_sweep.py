@@ -278,13 +278,31 @@ def test_nothing_outlives_a_run_that_is_killed(file):
 def test_a_study_without_memory_is_tried_with_half_of_it(monkeypatch, tmp_path):
     task = sweeping.Task("one", None)
     monkeypatch.setattr(cluster, "available_memory", lambda _: 1000)
+    monkeypatch.delenv("NEURODL_MEMORY", raising=False)
     killed = "import os; os.kill(os.getpid(), 9)"
     told = f"import os; m = os.environ.get('NEURODL_MEMORY'); print(m) if m else {killed[11:]}"
-    monkeypatch.delenv("NEURODL_MEMORY", raising=False)
     monkeypatch.setattr(cluster, "CHILD", told)
     assert cluster.run_apart(task, tmp_path) == "500"
     monkeypatch.setattr(cluster, "CHILD", killed)
-    assert "ended twice from outside (status -9)" in cluster.run_apart(task, tmp_path)
+    assert "ended twice from outside" in cluster.run_apart(task, tmp_path)
+    assert not cluster._children
+
+
+@pytest.mark.slow
+def test_one_process_runs_the_studies_of_a_worker(file):
+    tasks = load_sweep(file)
+    broken = tasks[0].study.responses.model_copy(update={"path": str(file)})
+    wrong = sweeping.Task("wrong", tasks[0].study.model_copy(update={"responses": broken}))
+    try:
+        said = [cluster.run_apart(task, file.parent) for task in (wrong, tasks[1])]
+        assert len(cluster._children) == 1
+    finally:
+        for child in cluster._children:
+            with child:
+                child.kill()
+        cluster._children.clear()
+    assert "both.toml" in said[0] and said[1] == ""
+    assert (file.parent / "gabor" / "provenance.json").is_file()
 
 
 def test_what_workers_fail_with_is_said(file, run, monkeypatch):
