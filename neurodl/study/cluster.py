@@ -109,10 +109,12 @@ def _told_by_child(task: Task, folder: Path, share: float) -> bytes:
     """Return the line that a child says when a study is over; nothing if it was killed."""
     if share < 1 or not _children:
         free = available_memory(torch.device("cpu"))
-        limit = {MEMORY: str(int(free * share))} if share < 1 else {}
+        environment = os.environ | ({MEMORY: str(int(free * share))} if share < 1 else {})
+        # Dask makes workers give back all memory at once, to ask for it again in the next layer.
+        environment.pop("MALLOC_TRIM_THRESHOLD_", None)
         command = [sys.executable, "-c", CHILD]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        child = subprocess.Popen(command, env=os.environ | limit, **pipes)  # type: ignore[call-overload]
+        child = subprocess.Popen(command, env=environment, **pipes)  # type: ignore[call-overload]
     else:
         child = _children.pop()
     told = b""
