@@ -19,7 +19,7 @@ from neurodl import doctor
     [
         (["dmeo"], 2, "there is no command 'dmeo'. Did you mean 'demo'?"),
         (["run"], 2, "neurodl run: the following arguments are required: study.toml"),
-        (["run", "x.toml", "--outt", "y"], 2, "no option '--outt'. Did you mean '--out'?"),
+        (["run", "x.toml", "--ot", "y"], 2, "no option '--ot'. Did you mean '--out' or '--on'?"),
         (["run", "x.toml", "y.toml"], 2, "no further argument 'y.toml'"),
         (["--verison"], 2, "no option '--verison'. Did you mean '--version'?"),
         (["run", "nothing.toml"], 1, "The study file nothing.toml does not exist."),

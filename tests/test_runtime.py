@@ -11,9 +11,11 @@ import torch
 from neurodl import runtime
 from neurodl.errors import DeviceError, did_you_mean, listed
 from neurodl.runtime import (
+    available_memory,
     derive_seed,
     describe_device,
     lent,
+    linear,
     precision_of,
     progress,
     progress_bar,
@@ -128,3 +130,24 @@ def test_convolutions_round_only_where_speed_was_asked_for():
     with precision_of(gpu, amp=True), precision_of(torch.device("cpu"), amp=False):
         assert cudnn.allow_tf32 == before[0]
     assert before == (cudnn.allow_tf32, cudnn.enabled, cudnn.benchmark, cudnn.deterministic)
+
+
+@pytest.mark.parametrize("n_rows", [1, 511, 512, 3000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_linear_is_the_product_with_a_bias(n_rows, dtype):
+    """By whichever way it goes: rows in several dims, strides of any kind, a bias or none."""
+    drawn = torch.Generator().manual_seed(0)
+    rows = torch.randn(40, n_rows, 2, generator=drawn).movedim(0, -1).to(dtype)
+    weight = torch.randn(40, 33, generator=drawn).T.to(dtype)
+    bias = torch.randn(33, generator=drawn).to(dtype)
+    for added in (None, bias):
+        found = linear(rows, weight, added)
+        exact = rows.double() @ weight.double().T + (0 if added is None else bias.double())
+        assert found.dtype == dtype and found.shape == (n_rows, 2, 33)
+        rounding = 40 * torch.finfo(dtype).eps
+        assert (found.double() - exact).abs().max() < rounding * exact.abs().max()
+
+
+def test_less_memory_may_be_allowed(monkeypatch):
+    monkeypatch.setenv("NEURODL_MEMORY", "1000")
+    assert available_memory(torch.device("cpu")) == 1000
