@@ -296,6 +296,10 @@ def _plan(options: argparse.Namespace) -> int:
     print(table.to_string(index=False, na_rep="-"))
     counts = table["state"].value_counts()
     print("\n" + ", ".join(f"{n} {state}" for state, n in counts.items()))
+    left = int((table["state"] != "done").sum())
+    if 0 < left < len(table):
+        minutes = left * table["seconds"].mean() / 60
+        print(f"The rest takes about {minutes:.0f} min in one process, if it is like what is done.")
     return 0
 
 

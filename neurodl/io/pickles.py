@@ -210,7 +210,7 @@ class PlainUnpickler(pickle._Unpickler):  # type: ignore[misc]
 def _check_type(made: np.dtype[Any], state: Any) -> None:
     """Raise if the state of a type of number, text or object says more than its order of bytes."""
     _version, order, *inside = state[:5]
-    sizes = (made.itemsize, made.alignment) if made.kind in "USV" else (-1, -1)
+    sizes = (made.itemsize, made.alignment) if made.kind in "US" else (-1, -1)
     unit = state[8] if made.kind in "mM" else (None, (b"generic", 1, 1, 1))
     name, *numbers = unit[1]
     if (

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
@@ -163,7 +164,7 @@ def job_script(section: ClusterSection, folder: Path) -> str:
     NeurodlError
         dask-jobqueue is not installed.
     """
-    with _slurm(section, folder, local_port=True) as cluster:
+    with _slurm(section, folder, dry=True) as cluster:
         return str(cluster.job_script())
 
 
@@ -255,27 +256,32 @@ def _n_bytes(memory: str) -> int:
 
 
 def _count_gpus() -> int:
-    import torch
-
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 @contextmanager
-def _slurm(section: ClusterSection, folder: Path, *, local_port: bool = False) -> Iterator[Any]:
-    """Yield a cluster whose workers are SLURM jobs; none has been submitted."""
+def _slurm(section: ClusterSection, folder: Path, *, dry: bool = False) -> Iterator[Any]:
+    """Yield a cluster whose workers are SLURM jobs: none yet, and if `dry`, none ever."""
     _dask()
+    if not str(folder).isprintable():  # it is part of a script
+        raise NeurodlError(f"The folder {str(folder)!r} cannot be named in a script for SLURM.")
+    if not dry and shutil.which("sbatch") is None:
+        raise NeurodlError(
+            "SLURM's sbatch is not here: run it on a login node of the cluster, or say "
+            "kind = 'local' in [cluster]."
+        )
     try:
         from dask_jobqueue import SLURMCluster
     except ModuleNotFoundError as error:
         raise NeurodlError("SLURM needs dask-jobqueue: pip install 'neurodl[cluster]'.") from error
     cores = section.cores or 1
-    wanted = [f"--output={folder / LOGS}/%j.txt"]
+    wanted = [f'--output="{folder / LOGS}/%j.txt"']
     wanted += [f"--gres=gpu:{section.gpus}"] if section.gpus else []
     resources = ["--resources", f"GPU={section.gpus}"] if section.gpus else []
     exports = [
         f"export {key}={value}" for key, value in _environment(cores, section.memory).items()
     ]
-    place = {"host": "127.0.0.1"} if local_port else {}
+    place = {"host": "127.0.0.1"} if dry else {}
     with SLURMCluster(
         queue=section.partition,
         account=section.account,

@@ -113,13 +113,14 @@ def claimed(folder: Path, patience: float = -1) -> Iterator[None]:
     # beside the folder, which may be somebody else's; the same one if this process holds it
     lock = FileLock(folder.with_name(f".{folder.name}.lock"), is_singleton=True)
     try:
-        with lock.acquire(timeout=patience):
-            yield
+        held = lock.acquire(timeout=patience)
     except Timeout as error:
         raise Busy(
             f"Another run is writing to {folder}. Wait for it, or choose another folder: "
             "--out FOLDER, or output = '...' in [study]."
         ) from error
+    with held:
+        yield
 
 
 def default_output(study: StudySection, base: Path) -> Path:

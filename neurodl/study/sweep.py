@@ -198,6 +198,7 @@ def _run(task: Task, folder: Path) -> str:
     try:
         run_study(task.study, folder / task.name)
     except (NeurodlError, OSError, ValueError) as error:
+        logger.error("%s failed: %s", task.name, error)
         return str(error) or type(error).__name__
     return ""
 
@@ -218,9 +219,6 @@ def _run_here(tasks: Sequence[Task], folder: Path) -> dict[str, str]:
             busy.append(task)
     for task in busy:  # what others are at is left for later: there is nothing else to do
         failed[task.name] = run_task(task, folder)
-    for name, said in failed.items():
-        if said:
-            logger.error("%s failed: %s", name, said)
     return {name: said for name, said in failed.items() if said}
 
 

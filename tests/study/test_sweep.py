@@ -147,6 +147,8 @@ def test_only_what_changed_runs_again(file, run, monkeypatch):
 
     (folder / "gabor" / "provenance.json").unlink()
     assert states(file, folder) == {"pixels": "done", "gabor": "unfinished"}
+    printed = run("plan", str(file), "--out", str(folder))[1]
+    assert "The rest takes about 0 min in one process" in printed.splitlines()[-1]
     ndl.run_sweep(file, folder)
     assert records(folder)["pixels"] == first["pixels"]
     assert records(folder)["gabor"]["key"] == first["gabor"]["key"]
@@ -313,6 +315,13 @@ def test_what_workers_fail_with_is_said(file, run, monkeypatch):
     assert (status, "say kind = 'slurm'" in said) == (1, True)
     file.write_text(SWEEP + '[cluster]\nkind = "slurm"\npartition = "gpu\\n#SBATCH --wrap=x"\n')
     assert "[cluster] partition" in run("run", str(file), "--check")[2]
+    slurm = SWEEP + '[cluster]\nkind = "slurm"\n'
+    file.write_text(slurm)
+    monkeypatch.setattr(cluster.shutil, "which", lambda _: None)
+    assert "SLURM's sbatch is not here" in run("run", str(file), "--on", "dask")[2]
+    file.write_text(slurm.replace('name = "both"', 'name = "both"\noutput = "x\\nrm y"'))
+    said = run("run", str(file), "--on", "dask", "--dry-run")[2]
+    assert "cannot be named in a script" in said
 
 
 def test_the_script_for_slurm(file, run):
