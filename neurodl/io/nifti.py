@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,7 @@ def read_nifti(
         attrs={name: value for name, value in attrs.items() if value is not None},
     )
     rows = run_rows(responses)
-    responses.attrs |= _count_excluded(values, rows)
+    responses.attrs |= _count_excluded(values, rows, dict.fromkeys(map(image_name, opened)))
     if order is not None or zscore:
         for run in map(as_slice, rows.values()):
             part = values[run]
@@ -305,7 +305,9 @@ def _subject(image: Any) -> str | None:
     return f"sub-{label}" if label else None
 
 
-def _count_excluded(values: np.ndarray, rows: Mapping[str, np.ndarray]) -> dict[str, int]:
+def _count_excluded(
+    values: np.ndarray, rows: Mapping[str, np.ndarray], images: Iterable[str]
+) -> dict[str, int]:
     """Return how many voxels are constant in some run and how many have missing values."""
     flat, missing = np.zeros((2, values.shape[1]), bool)
     for name, run in rows.items():
@@ -315,8 +317,9 @@ def _count_excluded(values: np.ndarray, rows: Mapping[str, np.ndarray]) -> dict[
         still = no_range(low, high) & (len(run) > 1)
         if still.all():
             raise SchemaError(
-                f"All {len(still)} voxels are constant{f' in run {name!r}' if name else ''}: there "
-                "is no signal inside the mask. Are these the right mask and image?"
+                f"All {len(still)} voxels of {listed(images)} are constant"
+                f"{f' in run {name!r}' if name else ''}: there is no signal inside the mask. Are "
+                "these the right mask and image?"
             )
         flat |= still
     n_constant, n_missing = int(flat.sum()), int(missing.sum())
