@@ -323,7 +323,9 @@ def test_automatic_mask_without_a_brain_is_an_error():
 
 
 def test_a_run_without_any_signal_is_an_error(run, mask):
-    with pytest.raises(SchemaError, match="voxels of 'the image in memory' are constant in run '2'"):
+    with pytest.raises(
+        SchemaError, match="voxels of 'the image in memory' are constant in run '2'"
+    ):
         read_nifti([image(run), image(np.zeros_like(run))], mask)
 
 

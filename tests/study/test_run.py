@@ -163,7 +163,7 @@ def test_a_failed_run_never_looks_finished_and_can_be_run_again(file, tmp_path, 
         with pytest.raises(OSError, match="No space left"):
             ndl.run_study(file, tmp_path / "out")
     assert not (tmp_path / "out" / "provenance.json").exists()
-    running._claim(tmp_path / "out")  # does not refuse
+    running._make_ready(tmp_path / "out")  # does not refuse
 
 
 def test_a_missing_gpu_is_an_error_before_anything_is_written(file, tmp_path):

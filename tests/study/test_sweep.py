@@ -237,6 +237,8 @@ def started(*command):
         stderr=subprocess.STDOUT,
         text=True,
         env=environment,
+        # what runs in the background of a shell ignores Ctrl-C, and so would its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -264,9 +266,9 @@ def test_workers_and_studies_that_are_killed_are_replaced(file):
 
 @pytest.mark.slow
 def test_nothing_outlives_a_run_that_is_killed(file):
-    file.write_text(SWEEP + "[cluster]\nworkers = 2\n")
-    for stop in (signal.SIGKILL, signal.SIGINT):
-        process = started("run", file, "--on", "dask")
+    stops = [signal.SIGKILL, signal.SIGINT]
+    running = [started("run", file, "--on", "dask", "--out", file.parent / str(n)) for n in stops]
+    for process, stop in zip(running, stops, strict=True):
         wait_for_study(process)
         family = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(stop)
