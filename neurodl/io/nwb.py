@@ -192,6 +192,8 @@ def _columns(file: h5py.File, group: str, count: int) -> dict[str, Any]:
     """Return the columns of a table that have one value per row, text decoded."""
     found: dict[str, Any] = {}
     for name in file[group]:
+        if isinstance(name, bytes):  # no text: a name that is damaged
+            continue
         ragged = name.endswith("_index") or f"{name}_index" in file[group]
         if ragged or not isinstance(file[group].get(name), h5py.Dataset):
             continue

@@ -55,7 +55,7 @@ def open_image(source: Any) -> Any:
             )
         try:
             image = nib.load(path)
-        except NOT_NIFTI as error:
+        except (*NOT_NIFTI, ValueError, OverflowError) as error:  # the last ones of its numbers
             raise FileFormatError(f"Cannot read {path} as NIfTI: {error}") from error
     if not isinstance(image, nib.Nifti1Pair):
         what = str(source) if isinstance(source, (str, Path)) else "the image that was given"
@@ -97,7 +97,10 @@ def read_masked(image: Any, mask: np.ndarray, out: np.ndarray) -> None:
         return
     place = np.ravel_multi_index(np.nonzero(mask), mask.shape, order="F")
     with _opened(stored.file_like) as stream:
-        stream.seek(stored.offset)
+        try:
+            stream.seek(stored.offset)
+        except (ValueError, OverflowError) as error:
+            raise EOFError("its header leads beyond what a file can have") from error
         start = 0
         for volumes in _read_ahead(stream, math.prod(stored.shape[3:]), mask.size, stored.dtype):
             out[start : start + len(volumes)] = apply_read_scaling(
