@@ -9,7 +9,9 @@ import logging
 import os
 import platform
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -117,6 +119,25 @@ def linear(
     pixels = rows.reshape(1, -1, 1, n_in).permute(0, 3, 1, 2)
     outputs = functional.conv2d(pixels, weight[:, :, None, None], bias)
     return outputs.permute(0, 2, 3, 1).reshape(*rows.shape[:-1], n_out)
+
+
+def lone_threads(n_threads: int) -> ThreadPoolExecutor:
+    """Return threads that work each by itself: none starts threads of torch of its own.
+
+    Torch's number of threads is kept per thread; teams of them would take turns with each other.
+    """
+    import torch
+
+    def alone() -> None:
+        torch.get_num_threads()  # a thread's first question sets it to the number of all others
+        torch.set_num_threads(1)
+
+    together, others = threading.Barrier(n_threads), torch.get_num_threads()
+    pool = ThreadPoolExecutor(n_threads, initializer=alone)
+    for waiting in [pool.submit(together.wait) for _ in range(n_threads)]:
+        waiting.result()
+    torch.set_num_threads(others)
+    return pool
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 import pytest
@@ -16,6 +17,7 @@ from neurodl.runtime import (
     describe_device,
     lent,
     linear,
+    lone_threads,
     precision_of,
     progress,
     progress_bar,
@@ -130,6 +132,26 @@ def test_convolutions_round_only_where_speed_was_asked_for():
     with precision_of(gpu, amp=True), precision_of(torch.device("cpu"), amp=False):
         assert cudnn.allow_tf32 == before[0]
     assert before == (cudnn.allow_tf32, cudnn.enabled, cudnn.benchmark, cudnn.deterministic)
+
+
+def test_lone_threads_start_none_of_their_own():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with lone_threads(2) as pool:
+            torch.ones(10**6).sum()  # starts the team of this thread
+            n_tasks = count_tasks()
+            sums = list(pool.map(lambda _: float(torch.ones(10**6).sum()), range(8)))
+            counts = list(pool.map(lambda _: torch.get_num_threads(), range(8)))
+            assert count_tasks() == n_tasks
+        assert (sums, counts) == ([1e6] * 8, [1] * 8)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def count_tasks():
+    return len(os.listdir("/proc/self/task")) if sys.platform == "linux" else 0
 
 
 @pytest.mark.parametrize("n_rows", [1, 511, 512, 3000])

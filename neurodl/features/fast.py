@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from threading import Barrier
 
 import torch
 from torch import nn
 
 from neurodl.runtime import has_fast_convolutions, linear
-from neurodl.stimuli import N_DECODERS
 
 # By number of dimensions, of images and of clips.
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -44,16 +41,3 @@ def _linear_layers(module: nn.Module) -> Iterator[nn.Linear]:
     for layer in module.modules():
         if type(layer) is nn.Linear and "forward" not in vars(layer):
             yield layer
-
-
-def decoders() -> ThreadPoolExecutor:
-    """Return threads that decode, each by itself: none starts threads of torch of its own.
-
-    Torch's number of threads is kept per thread; teams of them would take turns with the network.
-    """
-    together, for_network = Barrier(N_DECODERS), torch.get_num_threads()
-    pool = ThreadPoolExecutor(N_DECODERS, initializer=torch.set_num_threads, initargs=(1,))
-    for waiting in [pool.submit(together.wait) for _ in range(N_DECODERS)]:
-        waiting.result()
-    torch.set_num_threads(for_network)
-    return pool

@@ -19,10 +19,17 @@ from torch import nn
 from neurodl.backbones import Backbone, load_backbone
 from neurodl.errors import FileFormatError, NeurodlWarning, UnknownNameError, listed
 from neurodl.features.cache import ROWS_PER_CHUNK
-from neurodl.features.fast import LAYOUTS, decoders, fast_network
+from neurodl.features.fast import LAYOUTS, fast_network
 from neurodl.features.pool import check_pool, check_time
 from neurodl.features.taps import Taps
-from neurodl.runtime import has_fast_half, lent, precision_of, progress, resolve_device
+from neurodl.runtime import (
+    has_fast_half,
+    lent,
+    lone_threads,
+    precision_of,
+    progress,
+    resolve_device,
+)
 from neurodl.stimuli import N_DECODERS, Stimuli
 
 logger = logging.getLogger(__name__)
@@ -197,7 +204,7 @@ class ForwardPass:
             lent(self.backbone.module, self.device) as network,
             fast_network(network, self.device, amp=self.amp) as module,
             Taps(self.backbone, names, self.pool, self.time) as taps,
-            decoders() as pool,
+            lone_threads(N_DECODERS) as pool,
         ):
             inputs = self._decoded(rows, pool)
             for chunk in progress(chunks, label=self.backbone.name, total=total):

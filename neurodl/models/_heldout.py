@@ -229,7 +229,7 @@ def composed(
     few = filter_basis(eigenvalues, reach, alphas)
     shapes = 1 / (eigenvalues + few.kept[:, None])
     basis = (shapes[:, None, :] * test_basis).flatten(0, 1).to(dtype)
-    basis = train_basis.to(dtype) @ basis.T
+    basis = linear(train_basis.to(dtype), basis)
     return Composed(basis, few.mixing.to(dtype), few.rough_mixing.to(dtype), scoring)
 
 

@@ -12,8 +12,9 @@ from torchvision.transforms import v2
 
 from neurodl.backbones import Backbone
 from neurodl.errors import SchemaError, UnknownNameError, did_you_mean
-from neurodl.features.fast import LAYOUTS, decoders
-from neurodl.runtime import available_memory, derive_seed
+from neurodl.features.fast import LAYOUTS
+from neurodl.runtime import available_memory, derive_seed, lone_threads
+from neurodl.stimuli import N_DECODERS
 
 logger = logging.getLogger(__name__)
 MEMORY_SHARE = 0.3  # of what is free, that inputs and outputs may take
@@ -81,7 +82,7 @@ class Shown:
         return batch.contiguous(memory_format=LAYOUTS.get(batch.ndim, torch.contiguous_format))
 
     def _decoded(self, rows: np.ndarray) -> torch.Tensor:
-        with decoders() as pool:
+        with lone_threads(N_DECODERS) as pool:
             decoded = list(pool.map(self._input, rows.tolist()))
         shapes = {tuple(one.shape) for one in decoded} | {tuple(self.example.shape[1:])}
         if len(shapes) > 1:
