@@ -8,7 +8,6 @@ are not compressed: that would take longer than to compute them anew on a fast G
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import logging
@@ -29,6 +28,7 @@ logger = logging.getLogger(__name__)
 ROWS_PER_CHUNK = 64
 FORMAT = 3
 CHECKSUM = "description_sha256"
+MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 def cache_folder(cache: str | Path | None = None) -> Path:
@@ -79,20 +79,20 @@ class FeatureCache:
         Raises
         ------
         StorageError
-            The disk is full or the folder is read-only; finished chunks stay.
+            The disk is full or fails, or the folder is read-only; finished chunks stay.
         """
         try:
             array = self._open(values.shape[1])
             start = chunk * ROWS_PER_CHUNK
             array[start : start + len(values)] = values
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-                raise StorageError(
-                    f"Cannot write features to {self.path}: {os.strerror(error.errno)}. Finished "
-                    "chunks are kept: make room, or set NEURODL_CACHE to another disk, and run "
-                    "again to go on from here."
-                ) from error
+        except StorageError:
             raise
+        except OSError as error:
+            raise StorageError(
+                f"Cannot write features to {self.path}: {error.strerror}. Finished chunks are "
+                "kept: make room, or set NEURODL_CACHE to another disk, and run again to go on "
+                "from here."
+            ) from error
 
     def _open(self, n_features: int) -> zarr.Array:
         if self.array() is not None:
@@ -125,7 +125,8 @@ class FeatureCache:
 
     def read_noted(self, name: str) -> Any:
         """Return what was noted as `name` when the first chunk was written."""
-        return zarr.open_array(self.path, mode="r").attrs[name]
+        with _reading(self.path):
+            return zarr.open_array(self.path, mode="r").attrs[name]
 
     def read_chunk(self, chunk: int) -> np.ndarray | None:
         """Return one chunk, shape (n_rows of the chunk, n_features), or None if it is not there.
@@ -158,30 +159,52 @@ class FeatureCache:
 
 
 def open_whole(path: Path) -> zarr.Array | None:
-    """Return a layer's zarr array for reading; None if its description is damaged."""
+    """Return a layer's zarr array for reading; None if its description is damaged.
+
+    Raises
+    ------
+    StorageError
+        The disk fails; what is there may be whole.
+    """
     try:
-        array = zarr.open_array(path, mode="r")
+        with _reading(path):
+            array = zarr.open_array(path, mode="r")
         attributes = dict(array.attrs)
         is_whole = attributes.pop(CHECKSUM) == _digest(attributes, array.shape, str(array.dtype))
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        RuntimeError,
-        OSError,
-    ):  # json's errors are ValueErrors
+    except (KeyError, TypeError, ValueError, RuntimeError, *MISSING):  # json's are ValueErrors
         return None
     return array if is_whole else None
 
 
 def read_whole(array: zarr.Array, path: Path, chunk: int) -> np.ndarray | None:
-    """Return the rows of a chunk; if they are damaged, None, and the chunk is removed."""
+    """Return the rows of a chunk; if they are damaged, None, and the chunk is removed.
+
+    Raises
+    ------
+    StorageError
+        The disk fails; the chunk may be whole, and stays.
+    """
     try:
-        return np.asarray(array[chunk * ROWS_PER_CHUNK : (chunk + 1) * ROWS_PER_CHUNK])
-    except (RuntimeError, ValueError, OSError):
+        with _reading(path):
+            return np.asarray(array[chunk * ROWS_PER_CHUNK : (chunk + 1) * ROWS_PER_CHUNK])
+    except (RuntimeError, ValueError, *MISSING):
         logger.warning("chunk %d of the cached features in %s is damaged", chunk, path)
         (path / "c" / str(chunk) / "0").unlink(missing_ok=True)
         return None
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raise a StorageError where the disk fails, which says nothing about what is on it."""
+    try:
+        yield
+    except MISSING:
+        raise
+    except OSError as error:
+        raise StorageError(
+            f"Cannot read the cached features in {path}: {error.strerror}. They are left as they "
+            "are: run again, or set NEURODL_CACHE to another disk."
+        ) from error
 
 
 def _digest(attributes: Mapping[str, Any], shape: tuple[int, ...], dtype: str) -> str:

@@ -62,7 +62,7 @@ def open_image(source: Any) -> Any:
         raise FileFormatError(
             f"Expected a NIfTI volume (.nii or .nii.gz), but {what} is a {type(image).__name__}."
         )
-    if image.ndim not in (3, 4) or 0 in image.shape:
+    if image.ndim not in (3, 4) or min(image.shape) < 1:
         raise FileFormatError(
             f"{image_name(image)} has shape {image.shape}; a volume has 3 dimensions, a run 4."
         )

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from zarr.storage import _local as local
 
 from neurodl.backbones import Backbone, ImageTransform
 from neurodl.errors import StorageError
@@ -297,3 +298,38 @@ def test_full_disk_keeps_what_is_finished(backbone, tmp_path, monkeypatch):
     monkeypatch.setattr(FeatureCache, "_open", real)
     resumed = extract_features(backbone, stimuli, ["conv"], cache=tmp_path)
     assert resumed["conv"].shape[0] == 200
+
+
+def test_a_slow_and_failing_disk_loses_nothing(backbone, tmp_path, monkeypatch):
+    """Each reading and writing may fail; whatever was written once is still there afterwards."""
+    stimuli, layers = make_stimuli(400), ["conv", "second"]
+    whole = extract_features(backbone, stimuli, layers, cache=False)
+    rng = np.random.default_rng(0)
+    for name in ("_get", "_put"):
+        monkeypatch.setattr(local, name, failing(getattr(local, name), rng))
+    n_failed, there = 0, set()
+    while True:
+        try:
+            found = extract_features(backbone, stimuli, layers, cache=tmp_path)
+            break
+        except StorageError as error:
+            assert f"{tmp_path}" in str(error) and "Input/output error" in str(error)
+            n_failed += 1
+        now = set(tmp_path.glob("features/*/c/*/0"))
+        assert there <= now and n_failed < 200
+        there = now
+    assert n_failed > 5
+    for layer in layers:
+        np.testing.assert_array_equal(found[layer], whole[layer])
+
+
+def failing(real, rng):
+    """The same, but slow, and every tenth time an error of the disk."""
+
+    def tried(*args, **kwargs):
+        time.sleep(0.001)
+        if rng.random() < 0.1:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(*args, **kwargs)
+
+    return tried

@@ -376,6 +376,16 @@ def test_compressed_in_another_way(tmp_path, run, mask, name):
     np.testing.assert_array_equal(read_nifti(path, mask), read_nifti(image(run), mask))
 
 
+@pytest.mark.parametrize("length", [0, -4])
+def test_lengths_that_no_volume_has_are_damage(tmp_path, run, mask, length):
+    path = saved(tmp_path / "run.nii", run)
+    header = bytearray(path.read_bytes())
+    header[42:44] = np.int16(length).tobytes()  # dim[1]
+    path.write_bytes(header)
+    with pytest.raises(FileFormatError, match="run.nii"):
+        read_nifti(path, mask)
+
+
 def test_truncated_mask_is_named(tmp_path, run, mask):
     mask.write_bytes(mask.read_bytes()[:-30])
     with pytest.raises(FileFormatError, match="mask.nii.gz"):
