@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +21,7 @@ from filelock import FileLock
 from PIL import Image
 
 import neurodl as ndl
+from neurodl.cli import main
 from neurodl.errors import ConfigError, NeurodlError, StorageError
 from neurodl.study import cluster, load_study, load_sweep
 from neurodl.study import sweep as sweeping
@@ -45,6 +49,15 @@ device = "cpu"
 cache = "cache"
 """
 TASKS = ["pixels", "gabor"]
+# What a run imports: processes that have it from the start are quick to kill at anything else.
+PRELOADED = [
+    "neurodl.study",
+    "dask.array",
+    "distributed",
+    "matplotlib.pyplot",
+    "timm",
+    "torchvision",
+]
 MAIN = "import sys; from neurodl.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
@@ -182,20 +195,38 @@ def test_one_that_fails_does_not_stop_the_others(file, monkeypatch):
 
 @pytest.mark.slow
 def test_a_sweep_that_is_killed_goes_on_to_the_same_results(file):
-    """Killed at random moments; two processes then finish it together."""
+    """Killed 20 times at random moments, or Ctrl-C twice, while the clock jumps.
+
+    What is whole by then is removed, so that there is something to kill. Two processes finish it.
+    """
     whole = scores(ndl.run_sweep(file, file.parent / "whole"))
-    (file.parent / "both.toml").write_text(SWEEP.replace('"cache"', '"other cache"'))
+    file.write_text(SWEEP.replace('"cache"', '"other cache"'))
     out = file.parent / "killed"
     rng = np.random.default_rng(0)
-    for wait in rng.uniform(4, 12, 4):
-        with started("run", file, "--out", out) as process:
-            try:
-                process.communicate(timeout=wait)
-            except subprocess.TimeoutExpired:
-                process.kill()
-        for name in TASKS:  # what looks whole is whole
-            if (out / name / "provenance.json").exists():
-                assert ndl.load(out / name / "scores.nc")["r"].identical(whole[name]["r"])
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(PRELOADED)
+    n_killed = 0
+    while n_killed < 20:
+        process = forks.Process(target=run_while_the_clock_jumps, args=(file, out, n_killed))
+        process.start()
+        process.join(rng.uniform(0, 3))
+        if process.is_alive():
+            n_killed += 1
+            if n_killed % 4 == 0:
+                with contextlib.suppress(ProcessLookupError):
+                    for _ in range(2):
+                        os.kill(process.pid, signal.SIGINT)
+                        process.join(0.02)
+                process.join(20)
+                assert not process.is_alive()
+            process.kill()
+            process.join()
+        done = [name for name in TASKS if (out / name / "provenance.json").exists()]
+        for name in done:  # what looks whole is whole
+            assert ndl.load(out / name / "scores.nc")["r"].identical(whole[name]["r"])
+        if done == TASKS:
+            shutil.rmtree(out)
+            shutil.rmtree(file.parent / "other cache")
     together = [started("run", file, "--out", out) for _ in range(2)]
     for process in together:
         said = process.communicate(timeout=300)[0]
@@ -204,6 +235,15 @@ def test_a_sweep_that_is_killed_goes_on_to_the_same_results(file):
     for name, found in scores(out).items():
         for variable in found.data_vars:
             assert found[variable].identical(whole[name][variable]), variable
+
+
+def run_while_the_clock_jumps(file, out, number):
+    """Run a sweep, by a clock that is days off and goes to and fro."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    now = time.time
+    jumps = itertools.cycle([0, -2e5, 3e5])
+    time.time = lambda: now() + next(jumps) * number
+    main(["run", str(file), "--out", str(out)])
 
 
 def studies_of(process):
@@ -266,17 +306,56 @@ def test_workers_and_studies_that_are_killed_are_replaced(file):
 
 @pytest.mark.slow
 def test_nothing_outlives_a_run_that_is_killed(file):
-    stops = [signal.SIGKILL, signal.SIGINT]
-    running = [started("run", file, "--on", "dask", "--out", file.parent / str(n)) for n in stops]
-    for process, stop in zip(running, stops, strict=True):
+    """Kill -9, Ctrl-C, and Ctrl-C twice."""
+    many = {"killed": [signal.SIGKILL], "once": [signal.SIGINT], "twice": [signal.SIGINT] * 2}
+    running = [started("run", file, "--on", "dask", "--out", file.parent / name) for name in many]
+    families = []
+    for process, stops in zip(running, many.values(), strict=True):
         wait_for_study(process)
-        family = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(stop)
+        families.append(psutil.Process(process.pid).children(recursive=True))
+        for stop in stops:
+            process.send_signal(stop)
+            time.sleep(0.1)
+    for process, stops, family in zip(running, many.values(), families, strict=True):
         said = process.communicate(timeout=60)[0]
         _, alive = psutil.wait_procs(family, timeout=60)
         assert not alive, alive
-        assert process.returncode == (130 if stop == signal.SIGINT else -9), said
-    assert "Interrupted" in said
+        assert process.returncode == (130 if signal.SIGINT in stops else -9), said
+        assert ("Interrupted" in said) == (signal.SIGINT in stops)
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_is_killed_is_an_error(file):
+    with contextlib.ExitStack() as stack:
+        scheduler = stack.enter_context(server("scheduler", "--port", "0", "--no-dashboard"))
+        address = next(line.split()[-1] for line in scheduler.stdout if "Scheduler at" in line)
+        worker = stack.enter_context(server("worker", address, "--no-dashboard", "--no-nanny"))
+        process = started("run", file, "--on", address)
+        wait_for_study(worker)
+        scheduler.kill()
+        said = process.communicate(timeout=60)[0]
+        assert (process.returncode, "is gone" in said) == (1, True), said
+    for _ in range(600):  # a worker without its scheduler ends, and its study with it
+        if not studies_of(worker):
+            break
+        time.sleep(0.05)
+    assert set(states(file).values()) <= {"to do", "unfinished"}
+
+
+@contextlib.contextmanager
+def server(*command):
+    """A part of Dask in a process of its own, until the end of the block."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dask", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def test_a_study_without_memory_is_tried_with_half_of_it(monkeypatch, tmp_path):
