@@ -128,6 +128,11 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     planned = add("plan", _plan, "say what a study file would run, and what of it is done")
     planned.add_argument("study", metavar="study.toml")
     planned.add_argument("--out", metavar="FOLDER", help="as of `neurodl run`")
+    planned.add_argument(
+        "--estimate",
+        action="store_true",
+        help="open the data and try each network, to say time, disk, memory and what is cached",
+    )
     again = add("reproduce", _reproduce, "run the study of a results folder again and compare")
     again.add_argument("results", metavar="FOLDER")
     again.add_argument(
@@ -292,14 +297,24 @@ def _show_job(study: Any, folder: Path) -> int:
 def _plan(options: argparse.Namespace) -> int:
     from neurodl.study import plan
 
-    table = plan(options.study, options.out)
-    print(table.to_string(index=False, na_rep="-"))
+    table = plan(options.study, options.out, estimate=options.estimate)
+    whole = {
+        name: "{:.0f}".format for name in ("stimuli", "cached", "extraction_s") if name in table
+    }
+    sizes = {name: "{:,.1f}".format for name in ("disk_mb", "memory_mb") if name in table}
+    print(table.to_string(index=False, na_rep="-", formatters=whole | sizes))
     counts = table["state"].value_counts()
     print("\n" + ", ".join(f"{n} {state}" for state, n in counts.items()))
     left = int((table["state"] != "done").sum())
     if 0 < left < len(table):
         minutes = left * table["seconds"].mean() / 60
         print(f"The rest takes about {minutes:.0f} min in one process, if it is like what is done.")
+    if options.estimate and left:
+        minutes, gigabytes = table["extraction_s"].sum() / 60, table["disk_mb"].sum() / 1e3
+        print(
+            f"Extraction takes about {minutes:.1f} min here and {gigabytes:.2f} GB of disk; "
+            "scores come on top."
+        )
     return 0
 
 

@@ -220,6 +220,15 @@ def cache_path(cache: str | Path | bool | None) -> str | Path | None:
     return cache  # type: ignore[return-value]
 
 
+def feature_caches(
+    run: ForwardPass, folder: Path, projector: Projector | None
+) -> dict[str, FeatureCache]:
+    """Return where a cache has the features of each layer of a pass."""
+    reduced = {} if projector is None else {"reduce": projector.text}
+    n = len(run.stimuli)
+    return {name: FeatureCache(folder, run.key(name) | reduced, n) for name in run.layers}
+
+
 class _Extraction:
     """The features of one pass, reduced as they come, from and to the cache."""
 
@@ -253,11 +262,7 @@ class _Extraction:
 
     def cached(self, folder: Path) -> dict[str, np.ndarray]:
         """Read what the cache has and compute the chunks it lacks."""
-        reduced = {} if self.projector is None else {"reduce": self.projector.text}
-        caches = {
-            name: FeatureCache(folder, self.run.key(name) | reduced, len(self.run.stimuli))
-            for name in self.run.layers
-        }
+        caches = feature_caches(self.run, folder, self.projector)
         for _ in range(2):
             found = {name: cache.read() for name, cache in caches.items()}
             if all(values is not None for values in found.values()):

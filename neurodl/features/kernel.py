@@ -151,6 +151,13 @@ def inner_products(block: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return total
 
 
+def kernel_caches(run: ForwardPass, folder: Path) -> dict[str, FeatureCache]:
+    """Return where a cache has the kernels of each layer of a pass."""
+    kind = {"kind": "kernel", "centred": CENTRED}
+    n = len(run.stimuli)
+    return {name: FeatureCache(folder, run.key(name) | kind, n) for name in run.layers}
+
+
 class _Kernels:
     """The kernels of a pass' layers, block by block, from and to the cache.
 
@@ -167,12 +174,7 @@ class _Kernels:
         self.pass_seconds = 0.0
         self.folder = folder
         self.spill: Spill | None = None
-        self.caches: dict[str, FeatureCache] = {}
-        if folder is not None:
-            kind = {"kind": "kernel", "centred": CENTRED}
-            self.caches = {
-                name: FeatureCache(folder, run.key(name) | kind, n) for name in run.layers
-            }
+        self.caches = {} if folder is None else kernel_caches(run, folder)
 
     def complete(self) -> None:
         """Fill all kernels."""

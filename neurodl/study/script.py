@@ -21,11 +21,6 @@ def analysis_script(study: Study) -> str:
     It leaves ``experiment`` and ``scores`` in its namespace; run as a program, it also writes a
     report beside itself.
     """
-    several = len(study.features) > 1
-    parts = [_experiment(study), "features = {}"]
-    for entry, label in zip(study.features, study.labels(), strict=True):
-        parts.append(_features(entry, label, study, several))
-    parts.append(_scores(study))
     title = study.study.title or study.study.name
     name = " ".join(study.study.name.split()).replace("\\", " ").replace('"', "'")
     return "\n\n".join(
@@ -34,12 +29,20 @@ def analysis_script(study: Study) -> str:
             'Run it to compute the scores again and to write a report beside this file.\n"""',
             "from pathlib import Path\n\nimport neurodl as ndl"
             + ("\nfrom sklearn.pipeline import make_pipeline" if study.model.pca else ""),
-            *parts,
+            *script_parts(study),
             'if __name__ == "__main__":\n'
             f"    report = ndl.report(scores, experiment, title={_quoted(title)})\n"
             '    print(report.save(Path(__file__).with_name("analysis.html")))\n',
         ]
     )
+
+
+def script_parts(study: Study) -> tuple[str, str, str]:
+    """Return the lines that open the data, that make the features, and that score them."""
+    several = len(study.features) > 1
+    entries = zip(study.features, study.labels(), strict=True)
+    made = [_features(entry, label, study, several) for entry, label in entries]
+    return _experiment(study), "\n\n".join(["features = {}", *made]), _scores(study)
 
 
 def call(function: str, *args: Any, **kwargs: Any) -> str:

@@ -18,6 +18,7 @@ from neurodl.errors import ConfigError, NeurodlError
 from neurodl.reports import report
 from neurodl.study.cluster import run_on
 from neurodl.study.config import parse_study, read_study
+from neurodl.study.estimate import Estimate, Estimator
 from neurodl.study.provenance import study_key
 from neurodl.study.run import PROVENANCE, SCORES, Busy, claimed, default_output, run_study
 from neurodl.study.sections import SWEPT, ClusterSection, Study
@@ -98,29 +99,41 @@ def load_sweep(path: str | Path) -> list[Task]:
     return tasks
 
 
-def plan(path: str | Path, out: str | Path | None = None) -> pd.DataFrame:
-    """Return the tasks of a study file, and which of them are done; nothing is computed.
+def plan(
+    path: str | Path, out: str | Path | None = None, *, estimate: bool = False
+) -> pd.DataFrame:
+    """Return the tasks of a study file, and which of them are done.
 
     Parameters
     ----------
     path : str or Path
     out : str or Path, optional
         Where the results are to be, as of `run_sweep`.
+    estimate : bool
+        Whether to open the data of what is not done, and to pass up to 64 stimuli through each
+        network, to say what it would take. Else nothing is computed.
 
     Returns
     -------
     pandas.DataFrame
         task; state: "done", "out of date" (of another study or other inputs), "unfinished" or
-        "to do"; seconds and energy_wh, of what is done.
+        "to do"; seconds and energy_wh, of what is done. With `estimate`, of what is not: stimuli
+        (for each network), cached, of how many the features are there; extraction_s, the time that
+        the others take here; disk_mb, by how much the cache grows; memory_mb, of features and
+        responses, beyond which models take what they find. What several studies share counts for
+        the first.
 
     Raises
     ------
     MissingFileError, ConfigError
         See `load_sweep`.
+    NeurodlError, OSError, ValueError
+        With `estimate`, what running a study would raise.
     """
     tasks = load_sweep(path)
     folder = sweep_folder(path, out, tasks)
     rows = []
+    estimator = Estimator()
     for task in tasks:
         record = _record(folder / task.name)
         state = "to do"
@@ -129,8 +142,13 @@ def plan(path: str | Path, out: str | Path | None = None) -> pd.DataFrame:
         elif (folder / task.name).is_dir():
             state = "unfinished"
         done = record if state == "done" else {}
-        rows.append((task.name, state, done.get("seconds"), done.get("energy_wh")))
-    return pd.DataFrame(rows, columns=["task", "state", "seconds", "energy_wh"])
+        row = {"task": task.name, "state": state}
+        row |= {name: done[name] for name in ("seconds", "energy_wh") if name in done}
+        if estimate and state != "done":
+            row |= estimator.estimate(task.study)._asdict()
+        rows.append(row)
+    columns = ["task", "state", "seconds", "energy_wh"] + list(Estimate._fields) * estimate
+    return pd.DataFrame(rows, columns=columns)
 
 
 def run_sweep(path: str | Path, out: str | Path | None = None, *, on: str | None = None) -> Path:

@@ -139,8 +139,15 @@ def test_what_is_wrong_is_said_once(file, run):
 @pytest.mark.slow
 def test_only_what_changed_runs_again(file, run, monkeypatch):
     assert states(file) == dict.fromkeys(TASKS, "to do")
+    would = ndl.plan(file, estimate=True).set_index("task")
+    assert would.loc[TASKS, "stimuli"].tolist() == [48, 48]
+    assert would.loc[TASKS, "cached"].tolist() == [0, 24]  # the control counts for the first
+    assert not list(file.parent.glob("cache/features/*/c"))
     status, printed, _ = run("run", str(file))
     folder = file.parent / "results" / "both"
+    chunks = (file.parent / "cache" / "features").glob("*/c/*/0")
+    written = sum(chunk.stat().st_size for chunk in chunks) / 1e6
+    assert would["disk_mb"].sum() == pytest.approx(written, rel=1e-3)
     assert status == 0
     assert printed.splitlines()[-1] == f"Report: {folder / 'index.html'}"
     page = (folder / "index.html").read_text()
@@ -162,6 +169,10 @@ def test_only_what_changed_runs_again(file, run, monkeypatch):
     assert states(file, folder) == {"pixels": "done", "gabor": "unfinished"}
     printed = run("plan", str(file), "--out", str(folder))[1]
     assert "The rest takes about 0 min in one process" in printed.splitlines()[-1]
+    printed = run("plan", str(file), "--out", str(folder), "--estimate")[1].splitlines()
+    assert printed[1].split()[:2] == ["pixels", "done"] and printed[1].split()[4:] == ["-"] * 5
+    assert printed[2].split()[-5:-1] == ["48", "48", "0", "0.0"]
+    assert printed[-1].startswith("Extraction takes about 0.0 min here and 0.00 GB of disk")
     ndl.run_sweep(file, folder)
     assert records(folder)["pixels"] == first["pixels"]
     assert records(folder)["gabor"]["key"] == first["gabor"]["key"]
