@@ -12,6 +12,7 @@ from neurodl.features.cache import ROWS_PER_CHUNK, FeatureCache, cache_folder
 from neurodl.features.extract import cache_path, feature_caches
 from neurodl.features.forward import ForwardPass, open_pass
 from neurodl.features.kernel import kernel_caches
+from neurodl.features.pca import StreamedPCA
 from neurodl.features.reduce import Projector, SparseProjection, parse_reduction
 from neurodl.stimuli import Stimuli
 
@@ -29,7 +30,7 @@ class Forecast(NamedTuple):
     seconds_each : float
         For one of the others, from its file to its features; 0 if there are none.
     sizes : dict of str to int
-        How many numbers a stimulus has in each layer.
+        How many numbers a stimulus has in each layer, as it is used.
     n_bytes : int
         By how much the cache would grow, chunk by whole chunk.
     places : tuple of Path
@@ -57,7 +58,7 @@ def forecast_features(
     kernel: bool = False,
     pool: str | None = None,
     time: str = "mean",
-    reduce: str | SparseProjection = "none",
+    reduce: str | SparseProjection | StreamedPCA = "none",
     device: str = "auto",
     batch_size: int | str = "auto",
     amp: bool | None = None,
@@ -121,6 +122,9 @@ def forecast_features(
     if kernel:
         sizes = dict.fromkeys(run.layers, n)
     n_bytes = 4 * ROWS_PER_CHUNK * there.count(False) * sum(sizes.values()) if caches else 0
+    if isinstance(reduction, StreamedPCA):  # of what is cached
+        most = min(reduction.n_components or n, n)
+        sizes = {name: min(size, most) for name, size in sizes.items()}
     places = tuple(one.path for one in caches.values())
     return Forecast(n, n_cached, seconds, sizes, n_bytes, places)
 

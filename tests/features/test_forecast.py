@@ -24,6 +24,15 @@ def images(n):
     )
 
 
+def test_components_are_counted_as_used_and_cached_whole(backbone, tmp_path):
+    options = {"layers": ["maxpool", "layer4"], "pool": "avg", "cache": tmp_path}
+    whole = forecast_features(backbone, images(10), **options)
+    few = forecast_features(backbone, images(10), reduce="pca:4", **options)
+    assert whole.sizes == {"maxpool": 64, "layer4": 512}
+    assert few.sizes == {"maxpool": 4, "layer4": 4}
+    assert few.n_bytes == whole.n_bytes > 0
+
+
 @pytest.mark.parametrize("reduce", ["none", "sparse:100"])
 def test_sizes_and_bytes_are_those_of_extraction(backbone, tmp_path, reduce):
     stimuli, layers = images(70), ["maxpool", "layer4"]
