@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import torch
 
 from neurodl.models._folds import DualFold, Fold, InnerSplit
 from neurodl.models._heldout import HeldOut, Operator, composed, scores_of_all
 from neurodl.models._screening import Screen, can_screen
-from neurodl.models._solvers import EIGH_BYTES, MOST_ROWS_ALONE, best_alpha, one_thread_of_blas
+from neurodl.models._solvers import best_alpha
 from neurodl.models._splits import Splits
 from neurodl.models._targets import Block, Targets
-from neurodl.runtime import available_memory, linear, lone_threads
+from neurodl.runtime import available_memory, linear
 
 # The operators of inner splits are held together, so that targets are read once, up to this share
 # of the memory that is free.
 MEMORY_SHARE = 4
-MADE_BYTES = 2**28  # for decompositions side by side
 MAP_BYTES = 2**26
 MAPS_PAY = 16  # products of the eigenbasis that a map of each penalty must save
 
@@ -62,13 +60,12 @@ def choose(
         return index, torch.full((targets.n_targets,), torch.nan, device=grid.device)
     total = torch.zeros(len(grid), targets.n_targets, dtype=targets.dtype, device=grid.device)
     counted = torch.zeros_like(total, dtype=torch.uint8)
-    made = _operators(fold, splits, grid, scoring, targets.dtype)
-    n_left = len(splits)
-    while n_left:
-        scorer = _Scorer(fold, grid, targets.dtype, len(splits) if screening else 0, exact_best)
-        while n_left and not scorer.full:
-            scorer.add(*next(made))
-            n_left -= 1
+    waiting = [[torch.as_tensor(rows, device=grid.device) for rows in pair] for pair in splits]
+    while waiting:
+        scorer = _Scorer(fold, len(splits) if screening else 0, exact_best)
+        while waiting and not scorer.full:
+            train, test = waiting.pop(0)
+            scorer.add(fold.split(train, test, scoring), grid, targets.dtype)
         for block, found in targets.map(scorer.scores):
             for scores in found:
                 total[:, block.columns] += torch.where(scores.isnan(), 0.0, scores)
@@ -78,76 +75,33 @@ def choose(
     return index, mean.gather(0, index[None])[0]
 
 
-def _operators(
-    fold: Fold, splits: Splits, grid: torch.Tensor, scoring: str, dtype: torch.dtype
-) -> Iterator[tuple[InnerSplit, Operator]]:
-    """Yield inner splits with their operators.
-
-    On a processor small ones are made side by side, each by one thread, which decomposes nearly as
-    fast as all together; and with the first what predictions will need.
-    """
-
-    def made(pair: tuple[Any, Any] | None) -> tuple[InnerSplit, Operator] | None:
-        if pair is None:
-            fold.get_ready()
-            return None
-        train, test = (torch.as_tensor(rows, device=grid.device) for rows in pair)
-        split = fold.split(train, test, scoring)
-        return split, split.operator(grid, dtype)
-
-    n_threads = made_together(fold.order, len(splits), grid.device.type)
-    if n_threads < 2:
-        yield from filter(None, map(made, splits))
-        return
-    waiting = [None, *splits]
-    while waiting:
-        some, waiting = waiting[:n_threads], waiting[n_threads:]
-        with one_thread_of_blas(), lone_threads(n_threads) as pool:
-            together = list(pool.map(made, some))
-        yield from filter(None, together)
-
-
-def made_together(order: int, n_splits: int, device: str) -> int:
-    """Return how many operators are made side by side, each from a matrix of `order` rows."""
-    if device != "cpu" or order > MOST_ROWS_ALONE:
-        return 1
-    room = MADE_BYTES // (EIGH_BYTES * order**2 or 1)
-    return max(1, min(torch.get_num_threads(), n_splits + 1, room))
-
-
 class _Scorer:
     """The scores of targets at all penalties, in some inner splits of a fold.
 
     Parameters
     ----------
     fold : Fold
-    grid : torch.Tensor, shape (n_alphas,), float64
-    dtype : torch.dtype
-        Of the targets.
     n_to_screen : int
         The number of all splits, or 0 for no screening, which compares means over all of them.
     exact_best : bool
         See `Screen`.
     """
 
-    def __init__(
-        self, fold: Fold, grid: torch.Tensor, dtype: torch.dtype, n_to_screen: int, exact_best: bool
-    ) -> None:
+    def __init__(self, fold: Fold, n_to_screen: int, exact_best: bool) -> None:
         self.fold, self.n_to_screen, self.exact_best = fold, n_to_screen, exact_best
-        self.device = grid.device
-        self.can_screen = can_screen(len(grid), dtype, grid.device)
         self.inner: list[InnerSplit] = []
         self.operators: list[Operator] = []
         self.screen: Screen | None = None
         self.n_bytes = 0
         self.full = False
 
-    def add(self, split: InnerSplit, operator: Operator) -> None:
-        """Take one more split, with its operator."""
+    def add(self, split: InnerSplit, grid: torch.Tensor, dtype: torch.dtype) -> None:
+        """Take one more split."""
+        operator = split.operator(grid, dtype)
         self.n_bytes += operator.n_bytes
-        room = available_memory(self.device) // MEMORY_SHARE
+        room = available_memory(grid.device) // MEMORY_SHARE
         if not self.inner and self.n_to_screen * operator.n_bytes <= room:
-            screens = isinstance(operator, HeldOut) and self.can_screen
+            screens = isinstance(operator, HeldOut) and can_screen(len(grid), dtype, grid.device)
             self.screen = Screen(self.exact_best) if self.n_to_screen and screens else None
         self.full = self.screen is None and self.n_bytes + operator.n_bytes > room
         self.inner.append(split)

@@ -47,13 +47,6 @@ class InnerSplit(Protocol):
 class Fold(Protocol):
     """What choosing penalties and predicting needs of the training rows of a fold."""
 
-    @property
-    def order(self) -> int:
-        """How many rows the matrices have, about, that inner splits decompose."""
-
-    def get_ready(self) -> None:
-        """Decompose what predicting will need, where that is not done yet."""
-
     def split(self, train: torch.Tensor, test: torch.Tensor, scoring: str) -> InnerSplit:
         """Return an inner split, given by row numbers among the fold's own rows."""
 
@@ -97,15 +90,6 @@ class DualFold:
         if self._whole is None:
             self._whole = dual_spectrum(self.kernel, self.own, self.held)
         return self._whole
-
-    @property
-    def order(self) -> int:
-        """How many rows the matrices have, about, that inner splits decompose."""
-        return len(self.own)
-
-    def get_ready(self) -> None:
-        """Decompose the kernel of all training rows."""
-        _ = self.whole
 
     def keep_nested(self) -> None:
         """Keep folds within this one, with their decompositions, once they have been made."""
@@ -201,14 +185,6 @@ class PrimalFold:
         self.eigenvalues.clamp_min_(0)
         del covariance
         self.turned = self._turn(own)
-
-    @property
-    def order(self) -> int:
-        """How many rows the matrices have that inner splits decompose."""
-        return len(self.vectors)
-
-    def get_ready(self) -> None:
-        """Do nothing: all was decomposed at the start."""
 
     def _turn(self, index: torch.Tensor) -> torch.Tensor:
         """Return rows in the eigenbasis, about the mean of the training rows."""

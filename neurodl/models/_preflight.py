@@ -11,14 +11,15 @@ import logging
 from typing import NamedTuple
 
 from neurodl.errors import TooLargeError
-from neurodl.models._choose import MAP_BYTES, MAPS_PAY, MEMORY_SHARE, made_together
+from neurodl.models._choose import MAP_BYTES, MAPS_PAY, MEMORY_SHARE
 from neurodl.models._folds import COMPOSED_BYTES, N_BASIS
-from neurodl.models._solvers import BLOCK_ELEMENTS, EIGH_BYTES
+from neurodl.models._solvers import BLOCK_ELEMENTS
 from neurodl.models._spaces import MAX_FEATURES_PER_SAMPLE
 from neurodl.models._targets import MIN_TARGETS, targets_at_once
 
 logger = logging.getLogger(__name__)
 
+EIGH = 32  # bytes that the decomposition of a matrix takes for each of its elements, it included
 FRAGMENTED = 1.3  # for freed memory that is cut up and cannot be used again
 BUFFERS = 2**24  # of threads
 N_ROUGH = 5  # basis predictions of rough scores, and
@@ -180,9 +181,7 @@ def _kernel_steps(work: Work, free: int) -> list[Step]:
         m, q = n - n // work.n_folds, n // work.n_folds
         n_basis = min(N_BASIS, work.n_alphas)
         composed = (work.n_alphas + n_basis) * m * q * item <= COMPOSED_BYTES
-        making = {f"the decomposition of {m:,} rows": EIGH_BYTES * m**2 + 24.0 * m * q}
-        if made_together(n, work.n_folds, work.device) > 1:
-            kernel = kernel | {f"the eigenvectors of {n:,} rows": 8.0 * n**2}
+        making = {f"the decomposition of {m:,} rows": EIGH * m**2 + 24.0 * m * q}
         if composed:
             maps = {"the maps to held-out rows": (8.0 + 2 * item) * n_basis * m * q}
             steps += _inner_steps(work, free, [making, maps], kernel, (m, q, 0, n))
@@ -196,7 +195,7 @@ def _covariance_steps(work: Work, free: int) -> list[Step]:
     n, p, item = work.n_train, work.path.n_features, work.itemsize
     kept = {f"the eigenvectors of {p:,} features": 8.0 * p**2}
     kept[f"the features of {n:,} rows in their basis"] = float(item * n * p)
-    first = Step({f"the decomposition of {p:,} features": float(EIGH_BYTES * p**2)})
+    first = Step({f"the decomposition of {p:,} features": float(EIGH * p**2)})
     steps = [first, Step(kept | {"some of the features": 2.0**24}), _last_step(work, kept, p)]
     if work.n_folds:
         q = n // work.n_folds
@@ -219,7 +218,7 @@ def _inner_steps(
     Parameters
     ----------
     makings : list of dict
-        What it takes to prepare one, at different times; several are prepared side by side.
+        What it takes to prepare one, at different times.
     kept : dict
         What is held all the time.
     sizes : tuple of int
@@ -243,12 +242,7 @@ def _inner_steps(
         scoring, held_then = n_basis * (out + rank + n_basis) + k * n_alphas, held
     # a split that goes through the eigenbasis enters it from a copy
     width = work.n_train + rank + (k + bool(rank)) * per_split + scoring
-    order = work.n_train if work.path.by_kernel else work.path.n_features
-    together = made_together(order, k, work.device)
-    first = [
-        Step(held | {name: together * size for name, size in making.items()}) for making in makings
-    ]
-    return [*first, Step(held_then, float(item * width))]
+    return [Step(held | making) for making in makings] + [Step(held_then, float(item * width))]
 
 
 def _last_step(work: Work, kept: dict[str, float], rank: int) -> Step:
@@ -257,7 +251,7 @@ def _last_step(work: Work, kept: dict[str, float], rank: int) -> Step:
     per_target = item * (2 * n + work.n_test) + (8.0 + item) * rank
     held = dict(kept)
     if by_kernel:
-        held[f"the decomposition of {n:,} rows"] = float(EIGH_BYTES * n**2)
+        held[f"the decomposition of {n:,} rows"] = float(EIGH * n**2)
     if work.n_test:
         maps = float(item * work.n_alphas * n * work.n_test)
         pays = by_kernel and maps <= MAP_BYTES and work.n_targets > MAPS_PAY * work.n_test

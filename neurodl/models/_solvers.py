@@ -10,12 +10,10 @@ the dtype of the data.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from typing import NamedTuple
 
-import numpy as np
+import scipy.linalg
 import torch
 from threadpoolctl import ThreadpoolController
 
@@ -28,7 +26,6 @@ ROUGH_TOLERANCE = 3e-3
 RANK_TOLERANCE = 1e-12
 # How far a float32 kernel may be off, as a share of the smallest penalty: it keeps r to 1e-5.
 PRODUCT_ERROR = 1e-4
-EIGH_BYTES = 32  # that a decomposition takes for each element of a matrix, it included
 MOST_ROWS_ALONE = 1200  # that one thread decomposes as fast as two
 
 
@@ -137,25 +134,14 @@ def centred_kernels(
 def eigh(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return eigenvalues, ascending, and eigenvectors of a symmetric matrix.
 
-    A few hundred rows are decomposed by NumPy in this thread: torch's threads take as long where
-    they spin while they wait, and two to three times as long where they wait passively. NumPy lets
-    other threads run meanwhile.
+    A few hundred rows are decomposed by SciPy in this thread: torch's threads take as long where
+    they spin while they wait, and two to three times as long where they wait passively.
     """
     if matrix.device.type != "cpu" or len(matrix) > MOST_ROWS_ALONE:
         return torch.linalg.eigh(matrix)
-    with one_thread_of_blas():
-        values, vectors = np.linalg.eigh(matrix.numpy())
-    return torch.from_numpy(values), torch.from_numpy(vectors)
-
-
-@contextmanager
-def one_thread_of_blas() -> Iterator[None]:
-    """Let NumPy's linear algebra use one thread in a block, which may be within another.
-
-    The number is common to all threads: whoever starts several enters before them.
-    """
     with _blas().limit(limits=1, user_api="blas"):
-        yield
+        values, vectors = scipy.linalg.eigh(matrix.numpy().T, driver="evd", check_finite=False)
+    return torch.from_numpy(values), torch.from_numpy(vectors)
 
 
 @cache

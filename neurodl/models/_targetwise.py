@@ -37,14 +37,6 @@ class TargetwiseFold:
         self.fold, self.coefficients, self.n_stored = fold, coefficients, n_stored
         self.spectrum = nonzero_part(fold.whole)
 
-    @property
-    def order(self) -> int:
-        """How many rows the matrices have, about, that inner splits decompose."""
-        return self.fold.order
-
-    def get_ready(self) -> None:
-        """Do nothing: all was decomposed at the start."""
-
     def split(self, train: torch.Tensor, test: torch.Tensor, scoring: str) -> TargetwiseSplit:
         """Return an inner split, given by row numbers among the fold's own rows."""
         return TargetwiseSplit(self, train, test, scoring)

@@ -39,14 +39,6 @@ class JointFold(DirectionsFold):
         spectrum = nonzero_part(fold.whole)
         super().__init__(spectrum, joint_components(spectrum, products, n_components))
 
-    @property
-    def order(self) -> int:
-        """How many rows the matrices have, about, that inner splits decompose."""
-        return self.fold.order
-
-    def get_ready(self) -> None:
-        """Do nothing: all was decomposed at the start."""
-
     def filtered(self, view: View, setting_per_target: torch.Tensor) -> torch.Tensor:
         """Return the projections of targets on the first components (n_targets, n_components)."""
         projected = super().filtered(view, setting_per_target)
