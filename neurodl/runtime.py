@@ -124,7 +124,7 @@ def linear(
 def lone_threads(n_threads: int) -> ThreadPoolExecutor:
     """Return threads that work each by itself: none starts threads of torch of its own.
 
-    Torch's number of threads is kept per thread; teams of them would take turns with the main thread's.
+    Torch's number of threads is kept per thread; teams of them would take turns with each other.
     """
     import torch
 
