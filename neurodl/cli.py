@@ -298,11 +298,9 @@ def _plan(options: argparse.Namespace) -> int:
     from neurodl.study import plan
 
     table = plan(options.study, options.out, estimate=options.estimate)
-    whole = {
-        name: "{:.0f}".format for name in ("stimuli", "cached", "extraction_s") if name in table
-    }
-    sizes = {name: "{:,.1f}".format for name in ("disk_mb", "memory_mb") if name in table}
-    print(table.to_string(index=False, na_rep="-", formatters=whole | sizes))
+    formats = dict.fromkeys(("stimuli", "cached", "extraction_s"), "{:.0f}".format)
+    formats |= dict.fromkeys(("disk_mb", "memory_mb"), "{:,.1f}".format)
+    print(table.to_string(index=False, na_rep="-", formatters=formats))
     counts = table["state"].value_counts()
     print("\n" + ", ".join(f"{n} {state}" for state, n in counts.items()))
     left = int((table["state"] != "done").sum())

@@ -89,9 +89,9 @@ class FeatureCache:
             raise
         except OSError as error:
             raise StorageError(
-                f"Cannot write features to {self.path}: {error.strerror}. Finished chunks are "
-                "kept: make room, or set NEURODL_CACHE to another disk, and run again to go on "
-                "from here."
+                f"Cannot write features to {self.path}: {error.strerror or error}. Finished "
+                "chunks are kept: make room, or set NEURODL_CACHE to another disk, and run again "
+                "to go on from here."
             ) from error
 
     def _open(self, n_features: int) -> zarr.Array:
@@ -122,6 +122,11 @@ class FeatureCache:
             logger.warning("the cached features in %s are damaged; they are made anew", self.path)
             shutil.rmtree(self.path, ignore_errors=True)
         return array
+
+    def n_features(self) -> int:
+        """Return how many numbers a row has, of what is on disk."""
+        with _reading(self.path):
+            return int(zarr.open_array(self.path, mode="r").shape[1])
 
     def read_noted(self, name: str) -> Any:
         """Return what was noted as `name` when the first chunk was written."""
@@ -202,8 +207,8 @@ def _reading(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise StorageError(
-            f"Cannot read the cached features in {path}: {error.strerror}. They are left as they "
-            "are: run again, or set NEURODL_CACHE to another disk."
+            f"Cannot read the cached features in {path}: {error.strerror or error}. They are left "
+            "as they are: run again, or set NEURODL_CACHE to another disk."
         ) from error
 
 

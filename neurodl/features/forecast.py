@@ -12,7 +12,6 @@ from neurodl.features.cache import ROWS_PER_CHUNK, FeatureCache, cache_folder
 from neurodl.features.extract import cache_path, feature_caches
 from neurodl.features.forward import ForwardPass, open_pass
 from neurodl.features.kernel import kernel_caches
-from neurodl.features.pca import StreamedPCA
 from neurodl.features.reduce import Projector, SparseProjection, parse_reduction
 from neurodl.stimuli import Stimuli
 
@@ -30,19 +29,17 @@ class Forecast(NamedTuple):
     seconds_each : float
         For one of the others, from its file to its features; 0 if there are none.
     sizes : dict of str to int
-        How many numbers a stimulus has in each layer, as it is used.
-    n_bytes : int
-        By how much the cache would grow, chunk by whole chunk.
-    places : tuple of Path
-        Where the cache has the layers, or would have them; empty without a cache.
+        How many numbers a stimulus has in each layer, before PCA.
+    growth : dict of Path to int
+        By how much the cache would grow [bytes], chunk by whole chunk, at the place of each layer;
+        empty without a cache.
     """
 
     n_stimuli: int
     n_cached: int
     seconds_each: float
     sizes: dict[str, int]
-    n_bytes: int
-    places: tuple[Path, ...]
+    growth: dict[Path, int]
 
     @property
     def seconds(self) -> float:
@@ -58,7 +55,7 @@ def forecast_features(
     kernel: bool = False,
     pool: str | None = None,
     time: str = "mean",
-    reduce: str | SparseProjection | StreamedPCA = "none",
+    reduce: str | SparseProjection = "none",
     device: str = "auto",
     batch_size: int | str = "auto",
     amp: bool | None = None,
@@ -117,16 +114,14 @@ def forecast_features(
     if n_cached < n:
         seconds, sizes = _tried(run, there.index(False), projector)
     else:
-        arrays = {name: one.array() for name, one in caches.items()}
-        sizes = {name: array.shape[1] for name, array in arrays.items() if array is not None}
+        sizes = {name: one.n_features() for name, one in caches.items()}
     if kernel:
         sizes = dict.fromkeys(run.layers, n)
-    n_bytes = 4 * ROWS_PER_CHUNK * there.count(False) * sum(sizes.values()) if caches else 0
-    if isinstance(reduction, StreamedPCA):  # of what is cached
-        most = min(reduction.n_components or n, n)
-        sizes = {name: min(size, most) for name, size in sizes.items()}
-    places = tuple(one.path for one in caches.values())
-    return Forecast(n, n_cached, seconds, sizes, n_bytes, places)
+    growth = {}
+    for name, one in caches.items():
+        n_missing = sum(not one.has(chunk) for chunk in range(run.n_chunks))
+        growth[one.path] = 4 * ROWS_PER_CHUNK * n_missing * sizes[name]
+    return Forecast(n, n_cached, seconds, sizes, growth)
 
 
 def _tried(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,8 +30,8 @@ class Estimate(NamedTuple):
     disk_mb : float
         How much the cache would grow [MB].
     memory_mb : float
-        Of features and responses together [MB]. Models take smaller blocks where what is left is
-        short.
+        Of features and responses together [MB]; of features before PCA, which holds them whole.
+        Models take smaller blocks where what is left is short.
     """
 
     stimuli: int
@@ -48,7 +49,7 @@ class Estimator:
 
     def __init__(self) -> None:
         self._experiments: dict[str, Any] = {}
-        self._places: set[Any] = set()
+        self._places: set[Path] = set()
 
     def estimate(self, study: Study) -> Estimate:
         """Open the data of a study and try its networks.
@@ -68,18 +69,17 @@ class Estimator:
         names["experiment"] = self._experiments[opening]
         exec(extraction, names)
         exec(scoring, names)
-        new = [one for one in trial.forecasts if not self._places.issuperset(one.places)]
-        new += [one for one in trial.forecasts if not one.places]
+        n_stimuli, n_missing, seconds, n_bytes = 0, 0, 0.0, 0
         for one in trial.forecasts:
-            self._places.update(one.places)
-        n_stimuli = sum(one.n_stimuli for one in trial.forecasts)
-        return Estimate(
-            n_stimuli,
-            n_stimuli - sum(one.n_stimuli - one.n_cached for one in new),
-            sum(one.seconds for one in new),
-            sum(one.n_bytes for one in new) / 1e6,
-            trial.n_bytes / 1e6,
-        )
+            new = one.growth.keys() - self._places
+            self._places |= new
+            n_stimuli += one.n_stimuli
+            n_bytes += sum(one.growth[place] for place in new)
+            if new or not one.growth:  # else an earlier study has made all of it
+                n_missing += one.n_stimuli - one.n_cached
+                seconds += one.seconds
+        cached = n_stimuli - n_missing
+        return Estimate(n_stimuli, cached, seconds, n_bytes / 1e6, trial.n_bytes / 1e6)
 
 
 class _Trial:

@@ -24,15 +24,6 @@ def images(n):
     )
 
 
-def test_components_are_counted_as_used_and_cached_whole(backbone, tmp_path):
-    options = {"layers": ["maxpool", "layer4"], "pool": "avg", "cache": tmp_path}
-    whole = forecast_features(backbone, images(10), **options)
-    few = forecast_features(backbone, images(10), reduce="pca:4", **options)
-    assert whole.sizes == {"maxpool": 64, "layer4": 512}
-    assert few.sizes == {"maxpool": 4, "layer4": 4}
-    assert few.n_bytes == whole.n_bytes > 0
-
-
 @pytest.mark.parametrize("reduce", ["none", "sparse:100"])
 def test_sizes_and_bytes_are_those_of_extraction(backbone, tmp_path, reduce):
     stimuli, layers = images(70), ["maxpool", "layer4"]
@@ -44,16 +35,17 @@ def test_sizes_and_bytes_are_those_of_extraction(backbone, tmp_path, reduce):
     assert not list(tmp_path.glob("features/*/c"))
     found = extract_features(backbone, stimuli, **options)
     assert before.sizes == {name: found[name].shape[1] for name in layers}
-    chunks = [path / "c" / number / "0" for path in before.places for number in "01"]
-    written = sum(path.stat().st_size - 4 for path in chunks)  # but for checksums
-    assert written == before.n_bytes
-    chunks[-1].unlink()
+    for place, grown in before.growth.items():
+        chunks = [place / "c" / number / "0" for number in "01"]
+        assert sum(path.stat().st_size - 4 for path in chunks) == grown  # but for checksums
+    chunks[-1].unlink()  # of the last layer: the other is whole
     after = forecast_features(backbone, stimuli, **options)
-    assert (after.n_cached, after.n_bytes) == (64, before.n_bytes // 2)
+    assert after.n_cached == 64
+    assert after.growth == {place: 0 for place in before.growth} | {place: grown // 2}
     extract_features(backbone, stimuli, **options)
     done = forecast_features(backbone, stimuli, **options)
-    assert (done.n_cached, done.seconds, done.n_bytes) == (70, 0.0, 0)
-    assert (done.sizes, done.places) == (before.sizes, before.places)
+    assert (done.n_cached, done.seconds, done.sizes) == (70, 0.0, before.sizes)
+    assert done.growth == dict.fromkeys(before.growth, 0)
 
 
 def test_kernels_have_a_row_for_every_stimulus(backbone, tmp_path):
@@ -61,13 +53,13 @@ def test_kernels_have_a_row_for_every_stimulus(backbone, tmp_path):
     before = forecast_features(backbone, images(10), kernel=True, **options)
     assert before.sizes == {"layer4": 10}
     extract_kernels(backbone, images(10), **options)
-    (place,) = before.places
-    assert (place / "c" / "0" / "0").stat().st_size - 4 == before.n_bytes
+    ((place, grown),) = before.growth.items()
+    assert (place / "c" / "0" / "0").stat().st_size - 4 == grown
     assert forecast_features(backbone, images(10), kernel=True, **options).n_cached == 10
 
 
 def test_without_a_cache_nothing_is_written_and_errors_are_those_of_extraction(backbone):
     found = forecast_features(backbone, images(3), ["maxpool"], cache=False)
-    assert (found.n_cached, found.n_bytes, found.places) == (0, 0, ())
+    assert (found.n_cached, found.growth) == (0, {})
     with pytest.raises(UnknownNameError, match="layer5"):
         forecast_features(backbone, images(3), ["layer5"], cache=False)
