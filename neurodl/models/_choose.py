@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from neurodl.models._folds import DualFold, Fold, InnerSplit
-from neurodl.models._heldout import HeldOut, Operator, composed, scores_of_all
+from neurodl.models._heldout import HeldOut, Operator, scores_of_all
 from neurodl.models._screening import Screen, can_screen
 from neurodl.models._solvers import best_alpha
 from neurodl.models._splits import Splits
@@ -161,7 +161,8 @@ def _by_maps(
     used = chosen.unique()
     e, train_basis, test_basis = fold.whole
     assert test_basis is not None
-    maps = composed(e, train_basis, test_basis, grid[used], "r2", dtype).maps()
+    wide = train_basis.to(dtype)
+    maps = [linear((test_basis / (e + alpha)).to(dtype), wide) for alpha in grid[used]]
     place = torch.searchsorted(used, chosen)
 
     def by_penalty(block: Block) -> torch.Tensor:
@@ -169,7 +170,7 @@ def _by_maps(
         mine = place[block.columns]
         for alpha in mine.unique().tolist():
             targets = (mine == alpha).nonzero()[:, 0]
-            predicted[targets] = linear(block.values.index_select(0, targets), maps[alpha].T)
+            predicted[targets] = linear(block.values.index_select(0, targets), maps[alpha])
         return predicted
 
     return by_penalty

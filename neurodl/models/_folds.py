@@ -16,11 +16,10 @@ from neurodl.models._solvers import (
     primal_spectrum,
     quadratic_root,
 )
-from neurodl.models._targets import Block
+from neurodl.models._targets import Block, columns_of
 from neurodl.runtime import linear
 
 COMPOSED_BYTES = 2**26
-MAX_RUNS = 8  # of neighbouring rows, which are copied several times faster than single ones
 N_BASIS = 13  # basis predictions from which those of all penalties are made, at most about
 
 
@@ -319,17 +318,6 @@ def held_moments(
     variance = centred.square_().sum(1)
     outside -= train_mean[:, None]
     return outside, outside.square().sum(1), variance, scored
-
-
-def columns_of(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Return a copy of some columns: on a processor, run by run where they lie in few runs."""
-    starts = (index.diff() != 1).nonzero()[:, 0] + 1 if values.device.type == "cpu" else None
-    if starts is None or len(starts) >= MAX_RUNS:
-        return values.index_select(1, index)
-    edges = [0, *starts.tolist(), len(index)]
-    first = index[edges[:-1]].tolist()
-    lengths = [stop - start for start, stop in zip(edges[:-1], edges[1:], strict=True)]
-    return torch.cat([values[:, i : i + n] for i, n in zip(first, lengths, strict=True)], 1)
 
 
 def _covariance(design: Design, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -74,13 +74,15 @@ class Composed(NamedTuple):
     """Predictions of held-out rows as maps of the training rows' targets.
 
     basis : (n_train, n_shapes * n_test), gives `n_shapes` basis predictions of the held-out rows
-    mixing, rough_mixing : (n_alphas, n_shapes | n_rough), how the predictions of each penalty are
-        made of them, or of the first few
+    mixing : (n_alphas, n_shapes), how the predictions of each penalty are made of them
+    fewer : (n_rough, n_shapes), how even fewer are, and
+    rough_mixing : (n_alphas, n_rough), how those of each penalty are made of these, about
     scoring : "r2" or "r"
     """
 
     basis: torch.Tensor
     mixing: torch.Tensor
+    fewer: torch.Tensor
     rough_mixing: torch.Tensor
     scoring: str
 
@@ -101,14 +103,16 @@ class Composed(NamedTuple):
 
     def rough(self) -> Composed:
         """Return the same with fewer basis predictions, in bfloat16."""
-        n_shapes, n_rough = self.mixing.shape[1], self.rough_mixing.shape[1]
-        basis = self.basis.view(len(self.basis), n_shapes, -1)[:, :n_rough].flatten(1)
+        basis = torch.einsum("krq,sr->ksq", self._shapes(), self.fewer).flatten(1)
         return self._replace(basis=basis.bfloat16(), mixing=self.rough_mixing)
 
     def maps(self) -> torch.Tensor:
         """Return the map of each penalty, (n_alphas, n_train, n_test)."""
-        k, n_shapes = len(self.basis), self.mixing.shape[1]
-        return torch.einsum("krq,ar->akq", self.basis.view(k, n_shapes, -1), self.mixing)
+        return torch.einsum("krq,ar->akq", self._shapes(), self.mixing)
+
+    def _shapes(self) -> torch.Tensor:
+        """Return the basis with an axis of its own for predictions, (n_train, n_shapes, n_test)."""
+        return self.basis.view(len(self.basis), self.mixing.shape[1], -1)
 
     def products(self, part: Part) -> tuple[torch.Tensor, torch.Tensor]:
         """Return predictions times held-out targets, and times themselves (n_alphas, n_targets)."""
@@ -132,7 +136,7 @@ class Factored(NamedTuple):
     back : (m, rank), maps their held-out part to what predictions are multiplied with
     root : (rank, q), turns filtered targets into q numbers with the squared length of predictions
     shapes : (n_shapes, rank), the filters of some penalties
-    mixing, rough_mixing : see `Composed`
+    mixing, fewer, rough_mixing : see `Composed`
     gains : (n_alphas, rank)
     scoring : "r2" or "r"
     """
@@ -142,6 +146,7 @@ class Factored(NamedTuple):
     root: torch.Tensor
     shapes: torch.Tensor
     mixing: torch.Tensor
+    fewer: torch.Tensor
     rough_mixing: torch.Tensor
     gains: torch.Tensor
     scoring: str
@@ -164,7 +169,7 @@ class Factored(NamedTuple):
 
     def rough(self) -> Factored:
         """Return the same with fewer basis predictions, in bfloat16."""
-        shapes = self.shapes[: self.rough_mixing.shape[1]]
+        shapes = self.fewer @ self.shapes
         return self._replace(root=self.root.bfloat16(), shapes=shapes, mixing=self.rough_mixing)
 
     def products(self, part: Part) -> tuple[torch.Tensor, torch.Tensor]:
@@ -227,10 +232,10 @@ def composed(
     reach = torch.linalg.vector_norm(test_basis, dim=0)
     reach = reach * torch.linalg.vector_norm(train_basis, dim=0)
     few = filter_basis(eigenvalues, reach, alphas)
-    shapes = 1 / (eigenvalues + few.kept[:, None])
-    basis = (shapes[:, None, :] * test_basis).flatten(0, 1).to(dtype)
+    basis = torch.cat([(test_basis / (eigenvalues + alpha)).to(dtype) for alpha in few.kept])
     basis = linear(train_basis.to(dtype), basis)
-    return Composed(basis, few.mixing.to(dtype), few.rough_mixing.to(dtype), scoring)
+    mixing, fewer, rough_mixing = (one.to(dtype) for one in few[1:])
+    return Composed(basis, mixing, fewer, rough_mixing, scoring)
 
 
 def factored(
@@ -255,14 +260,16 @@ def factored(
     """
     reach = torch.linalg.vector_norm(root, dim=1) * lengths
     few = filter_basis(eigenvalues, reach, alphas)
+    mixing, fewer, rough_mixing = (one.to(dtype) for one in few[1:])
     half = project.to(dtype)
     return Factored(
         half,
         half if back is project else back.to(dtype),
         root.to(dtype),
         gains(eigenvalues, few.kept, dtype),
-        few.mixing.to(dtype),
-        few.rough_mixing.to(dtype),
+        mixing,
+        fewer,
+        rough_mixing,
         gains(eigenvalues, alphas, dtype),
         scoring,
     )

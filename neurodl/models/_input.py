@@ -11,6 +11,8 @@ from sklearn.utils.validation import check_consistent_length, column_or_1d, vali
 
 from neurodl.errors import listed
 
+BLOCK_ELEMENTS = 2**18  # that are looked at together
+
 
 def check_fit_input(model: BaseEstimator, X: Any, y: Any) -> tuple[np.ndarray | torch.Tensor, Any]:
     """Return features and two-dimensional targets, checked; targets may stay on disk.
@@ -77,7 +79,7 @@ def check_features_input(model: BaseEstimator, X: Any, *, reset: bool) -> np.nda
     if getattr(X, "dtype", None) == np.float16:
         X = np.asarray(X, np.float32)
     if isinstance(X, np.ndarray) and X.ndim == 2 and X.dtype.kind == "f":
-        check_finite(_from_numpy(X))
+        check_finite(from_numpy(X))
     return validate_data(
         model,
         X,
@@ -89,7 +91,8 @@ def check_features_input(model: BaseEstimator, X: Any, *, reset: bool) -> np.nda
 
 def check_finite(X: torch.Tensor) -> None:
     """Raise with the rows and columns of values that are not finite."""
-    bad_rows = ~torch.stack([part.isfinite().all(1) for part in X.split(4096, dim=1)]).all(0)
+    step = max(1, BLOCK_ELEMENTS // max(X.shape[1], 1))
+    bad_rows = ~torch.cat([part.isfinite().all(1) for part in X.split(step)])
     if not bad_rows.any():
         return
     rows = bad_rows.nonzero()[:, 0].tolist()
@@ -103,7 +106,7 @@ def check_finite(X: torch.Tensor) -> None:
 def as_tensor(values: Any, device: torch.device) -> torch.Tensor:
     """Return an array as a tensor on the device: float32 unless it is float64, without a copy."""
     if not isinstance(values, torch.Tensor):
-        values = _from_numpy(np.asarray(values))
+        values = from_numpy(np.asarray(values))
     return values.detach().to(device, dtype_of(values))
 
 
@@ -119,7 +122,7 @@ def copies(values: Any, device: torch.device) -> bool:
     return not same or device.type not in str(getattr(values, "device", "cpu"))
 
 
-def _from_numpy(values: np.ndarray) -> torch.Tensor:
+def from_numpy(values: np.ndarray) -> torch.Tensor:
     """Return an array as a tensor; one that torch cannot share (read-only, reversed) is copied."""
     shared = values.flags.writeable and all(stride >= 0 for stride in values.strides)
     return torch.from_numpy(values if shared else values.copy())

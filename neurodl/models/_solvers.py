@@ -79,14 +79,14 @@ def gram(
     kernel = torch.zeros(len(X), len(others), dtype=torch.float64, device=X.device)
     parts = (part.split(_n_columns(len(X)), dim=-1) for part in (X, others, offset, scale))
     for block, other_block, middle, unit in zip(*parts, strict=True):
-        rows = (block - middle) / unit
-        columns = rows if other is None else (other_block - middle) / unit
+        rows = (block - middle).div_(unit)
+        columns = rows if other is None else (other_block - middle).div_(unit)
         tolerated = PRODUCT_ERROR * smallest_alpha
         if X.dtype == torch.float32 and _product_error(rows, X.shape[1]) < tolerated:
             kernel += rows @ columns.T
         else:
-            rows = (block.double() - middle) / unit
-            columns = rows if other is None else (other_block.double() - middle) / unit
+            rows = (block.double() - middle).div_(unit)
+            columns = rows if other is None else (other_block.double() - middle).div_(unit)
             kernel.addmm_(rows, columns.T)
     return kernel
 
@@ -196,11 +196,13 @@ class FilterBasis(NamedTuple):
 
     kept : (n_shapes,), the penalties that are kept
     mixing : (n_alphas, n_shapes), combines their predictions to those of every penalty
-    rough_mixing : (n_alphas, n_rough), does so from the first few, to about 1e-3
+    fewer : (n_rough, n_shapes), combines them to even fewer predictions
+    rough_mixing : (n_alphas, n_rough), combines these to those of every penalty, to about 1e-3
     """
 
     kept: torch.Tensor
     mixing: torch.Tensor
+    fewer: torch.Tensor
     rough_mixing: torch.Tensor
 
 
@@ -211,7 +213,8 @@ def filter_basis(
 
     As functions of the eigenvalue e, the filters ``1 / (e + alpha)`` of any number of penalties
     are combinations of about a dozen of them. An interpolative decomposition (a pivoted QR)
-    picks these; its coefficients stay small, so that rounding errors do.
+    picks these; its coefficients stay small, so that rounding errors do. For rough predictions the
+    leading singular vectors do, which are the fewest.
 
     Parameters
     ----------
@@ -228,20 +231,19 @@ def filter_basis(
     size = torch.linalg.vector_norm(filters, dim=1)
     if not float(size.amin()) > 0:  # features that do not vary predict nothing at any penalty
         only = torch.ones(len(alphas), 1, dtype=alphas.dtype, device=alphas.device)
-        return FilterBasis(alphas[:1], only, only)
-    order, triangle, left_out = _pivoted(filters / size[:, None], FILTER_TOLERANCE)
-    weights = []
-    for tolerance in (FILTER_TOLERANCE, ROUGH_TOLERANCE):
-        n_kept = 1 + sum(error > tolerance for error in left_out)
-        first = order[:n_kept]
-        weight = torch.linalg.solve_triangular(
-            triangle[:n_kept, first], triangle[:n_kept], upper=True
-        ).T
-        weights.append(weight * size[:, None] / size[first])
-    return FilterBasis(alphas[order[: weights[0].shape[1]]], *weights)
+        return FilterBasis(alphas[:1], only, only[:1], only)
+    order, triangle = _pivoted(filters / size[:, None], FILTER_TOLERANCE)
+    weight = torch.linalg.solve_triangular(triangle[:, order], triangle, upper=True).T
+    mixing = weight * size[:, None] / size[order]
+    _, values, vectors = torch.linalg.svd(triangle, full_matrices=False)
+    left_out = (values[:, None] * vectors).square().flip(0).cumsum(0).flip(0).amax(1).sqrt()
+    n_rough = max(1, int((left_out > ROUGH_TOLERANCE).sum()))
+    values, vectors = values[:n_rough], vectors[:n_rough]
+    fewer = vectors / values[:, None] @ weight / size[order]
+    return FilterBasis(alphas[order], mixing, fewer, size[:, None] * (values[:, None] * vectors).T)
 
 
-def _pivoted(rows: torch.Tensor, tolerance: float) -> tuple[list[int], torch.Tensor, list[float]]:
+def _pivoted(rows: torch.Tensor, tolerance: float) -> tuple[list[int], torch.Tensor]:
     """Return which unit rows (n_rows, k) to combine to all, the most useful first.
 
     Returns
@@ -249,25 +251,20 @@ def _pivoted(rows: torch.Tensor, tolerance: float) -> tuple[list[int], torch.Ten
     order : list of int
     triangle : torch.Tensor, shape (n_kept, n_rows)
         The rows in an orthonormal basis of those in `order`.
-    left_out : list of float
-        The largest part of any row that is left after each of them but the last.
     """
     rest = rows.clone()
     basis = rows.new_zeros(0, rows.shape[1])
     order: list[int] = []
-    left_out: list[float] = []
     while len(order) < min(rows.shape):
         length = torch.linalg.vector_norm(rest, dim=1)
         chosen = int(length.argmax())
         if order and float(length[chosen]) <= tolerance:
             break
-        if order:
-            left_out.append(float(length[chosen]))
         order.append(chosen)
         direction = rest[chosen] - (rest[chosen] @ basis.T) @ basis
         basis = torch.cat([basis, (direction / torch.linalg.vector_norm(direction))[None]])
         rest = rest - (rest @ basis[-1])[:, None] * basis[-1]
-    return order, basis @ rows.T, left_out
+    return order, basis @ rows.T
 
 
 def quadratic_root(moment: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from neurodl.errors import listed
+from neurodl.models._input import from_numpy
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -19,6 +20,7 @@ Result = TypeVar("Result")
 MAX_TARGETS = {"cpu": 2048, "cuda": 16384}
 BLOCK_BYTES = {"cpu": 2**23, "cuda": 2**29}
 MIN_TARGETS = 16
+MAX_RUNS = 8  # of neighbouring rows, which are copied several times faster than single ones
 
 
 class Block(NamedTuple):
@@ -148,16 +150,14 @@ class Targets:
                 moved = moved[torch.as_tensor(self.rows, device=self.device)]
             return moved.T.to(self.dtype, copy=True).contiguous()
         raw = self.y[:, columns]
-        if isinstance(raw, torch.Tensor):
-            raw = raw.detach()
-            if self.rows is not None:
-                raw = raw[torch.as_tensor(self.rows, device=raw.device)]
-            return raw.T.to(self.device, self.dtype, copy=True).contiguous()
-        raw = np.asarray(raw)
-        raw = np.array(raw) if self.rows is None else raw[self.rows]
-        raw = raw.astype(str(self.dtype).removeprefix("torch."), copy=False)
+        if not isinstance(raw, torch.Tensor):
+            name = str(self.dtype).removeprefix("torch.")
+            raw = from_numpy(np.asarray(raw).astype(name, copy=False))
+        raw = raw.detach()
+        rows = np.arange(len(raw)) if self.rows is None else self.rows
         # torch transposes block by block; numpy meets conflicts in the cache, 5 times slower
-        return torch.from_numpy(raw).T.contiguous().to(self.device)
+        values = columns_of(raw.T, torch.as_tensor(rows, device=raw.device))
+        return values.to(self.device, self.dtype)
 
     def _exclude(self, columns: slice, values: torch.Tensor, finite: torch.Tensor) -> None:
         """Note targets with missing values and set them to 0, or raise."""
@@ -218,6 +218,19 @@ class _Ahead:
 
 def _torch_dtype(array: np.ndarray) -> torch.dtype:
     return torch.from_numpy(np.empty(0, array.dtype.newbyteorder("="))).dtype
+
+
+def columns_of(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Return a copy of some columns: on a processor, run by run where they lie in few runs."""
+    starts = (index.diff() != 1).nonzero()[:, 0] + 1 if values.device.type == "cpu" else None
+    if starts is None or len(starts) >= MAX_RUNS:
+        if values.stride(0) == 1:  # columns lie whole in memory
+            return values.T.index_select(0, index).T.contiguous()
+        return values.index_select(1, index)
+    edges = [0, *starts.tolist(), len(index)]
+    first = index[edges[:-1]].tolist()
+    lengths = [stop - start for start, stop in zip(edges[:-1], edges[1:], strict=True)]
+    return torch.cat([values[:, i : i + n] for i, n in zip(first, lengths, strict=True)], 1)
 
 
 def targets_at_once(n_samples: int, itemsize: int, device: str) -> int:

@@ -70,7 +70,7 @@ class JointSplit:
         first = _first(counts, n_components).to(dtype)
         same = torch.eye(len(counts), dtype=dtype, device=back.device)
         inward = inner.inward.to(dtype)
-        return Factored(inward, back.to(dtype), root, first, same, same, first, self.scoring)
+        return Factored(inward, back.to(dtype), root, first, same, same, same, first, self.scoring)
 
     def part(self, view: View) -> Part:
         """Return some targets in this split."""

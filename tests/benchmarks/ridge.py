@@ -67,7 +67,7 @@ def ours(X: np.ndarray, Y: np.ndarray, alphas: np.ndarray) -> np.ndarray:
     model = RidgeCV(alphas, cv=KFold(N_FOLDS), standardize=False, device="cpu")
     r = np.empty((N_FOLDS, Y.shape[1]), np.float32)
     for part in model.predict_folds(X, Y, splits):
-        observed = Y[splits[part.fold][1]][:, part.columns]
+        observed = Y[:, part.columns][splits[part.fold][1]]
         r[part.fold, part.columns] = correlation(part.predicted, observed)
     return r
 

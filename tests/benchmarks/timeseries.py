@@ -42,7 +42,7 @@ def mean_r(
     model = RidgeCV(delays=delays, standardize=False, device="cpu", seed=seed)
     found = []
     for part in model.predict_folds(X, Y, splits, groups=runs, runs=runs):
-        observed = Y[splits[part.fold][1]][:, part.columns]
+        observed = Y[:, part.columns][splits[part.fold][1]]
         found.append(correlation(part.predicted, observed))
     return float(np.nanmean(np.concatenate(found)))
 

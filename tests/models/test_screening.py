@@ -11,6 +11,7 @@ from neurodl.models import RidgeCV, _folds, _screening
 from neurodl.models._design import Design, fit_scaling
 from neurodl.models._folds import DualFold, PrimalFold
 from neurodl.models._heldout import Composed, Factored, rough_scores, scores_of_all
+from neurodl.models._solvers import FILTER_TOLERANCE, ROUGH_TOLERANCE, filter_basis
 from neurodl.models._spaces import LinearSpace
 from neurodl.models._targets import Targets
 
@@ -97,6 +98,27 @@ def test_rough_scores_are_off_in_proportion_to_what_they_say(scoring, kind, n_fe
     assert 1e-5 < relative.max() < 0.02
     if scoring == "r2":  # small predictions have small errors
         assert (rough - exact)[-1].abs().max() < 1e-2 * (rough - exact)[0].abs().max()
+
+
+@pytest.mark.parametrize("n_alphas", [1, 2, 20, 40])
+def test_a_few_filters_make_those_of_all_penalties(n_alphas):
+    rng = np.random.default_rng(0)
+    values, reach = (torch.as_tensor(10 ** rng.uniform(-2, 4, 100)) for _ in range(2))
+    alphas = torch.logspace(-1, 5, n_alphas, dtype=torch.float64)
+    few = filter_basis(values, reach, alphas)
+    filters = reach / (values + alphas[:, None])
+    kept = reach / (values + few.kept[:, None])
+    for made, tolerance in (
+        (few.mixing @ kept, FILTER_TOLERANCE),
+        (few.rough_mixing @ (few.fewer @ kept), ROUGH_TOLERANCE),
+    ):
+        off = torch.linalg.vector_norm(made - filters, dim=1)
+        assert (off <= 1.01 * tolerance * torch.linalg.vector_norm(filters, dim=1)).all()
+    # by the theorem of Eckart, Young and Mirsky no fewer directions would do on average
+    unit = filters / torch.linalg.vector_norm(filters, dim=1, keepdim=True)
+    spread = torch.linalg.svdvals(unit)
+    n_needed = int((spread > ROUGH_TOLERANCE * n_alphas**0.5).sum())
+    assert n_needed <= len(few.fewer) <= min(n_needed + 2, n_alphas)
 
 
 @pytest.mark.parametrize(("kind", "n_features"), KINDS)
