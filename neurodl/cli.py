@@ -115,7 +115,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     demo.add_argument("--seed", type=int, default=0, metavar="N", help=DEFAULT)
     run = add("run", _run, "run a study file and write a results folder")
     run.add_argument("study", metavar="study.toml")
-    run.add_argument("--out", metavar="FOLDER", help="default: results/NAME beside the study")
+    run.add_argument(
+        "--out", metavar="FOLDER", help="or a URL; default: results/NAME beside the study"
+    )
     run.add_argument("--check", action="store_true", help="only check the study file")
     run.add_argument(
         "--on",
@@ -146,7 +148,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     )
     report = add("report", _report, "make a report of saved scores, or an index of several runs")
     report.add_argument(
-        "scores", nargs="+", metavar="scores.nc", help="or a results folder, or several"
+        "scores", nargs="+", metavar="scores.nc", help="or results, a folder or URL, or several"
     )
     report.add_argument(
         "--out",
@@ -263,7 +265,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from neurodl.study import load_sweep, run_study, run_sweep
-    from neurodl.study.sweep import sweep_folder
+    from neurodl.study.sweep import sweep_place
 
     tasks = load_sweep(options.study)
     sweep = bool(tasks[0].name)
@@ -274,13 +276,14 @@ def _run(options: argparse.Namespace) -> int:
             found = f"a sweep of {len(tasks)} ({', '.join(task.name for task in tasks)})"
         print(f"{options.study} is fine: {found}.")
         return 0
+    place = sweep_place(options.study, options.out, tasks)
     if options.dry_run:
-        return _show_job(tasks[0].study, sweep_folder(options.study, options.out, tasks))
+        return _show_job(tasks[0].study, place.folder)
     if sweep or options.on:
         folder = run_sweep(options.study, options.out, on=options.on)
     else:
         folder = run_study(options.study, options.out)
-    print(f"Results: {folder}\nReport: {folder / ('index.html' if sweep else 'report.html')}")
+    print(f"Results: {place}\nReport: {folder / ('index.html' if sweep else 'report.html')}")
     return 0
 
 
@@ -343,6 +346,7 @@ def _report(options: argparse.Namespace) -> int:
     from neurodl.io.store import load
     from neurodl.reports import report
 
+    options.scores = [_brought(name) for name in options.scores]
     source = Path(options.scores[0])
     if len(options.scores) > 1 or (source.is_dir() and not (source / "scores.nc").is_file()):
         return _index(options)
@@ -352,6 +356,13 @@ def _report(options: argparse.Namespace) -> int:
     print(made.finding)
     print(f"Report: {made.save(page)}")
     return 0
+
+
+def _brought(name: str) -> str:
+    """Return the name of a file or folder; results in a store are brought here first."""
+    from neurodl.study.results import Place, is_url
+
+    return str(Place.of(name).pull()) if is_url(name) else name
 
 
 def _index(options: argparse.Namespace) -> int:

@@ -26,6 +26,7 @@ import torch
 
 from neurodl.errors import NeurodlError
 from neurodl.runtime import MEMORY, available_memory, progress
+from neurodl.study.results import Place
 from neurodl.study.sections import ClusterSection
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ GONE = "Studies that were finished are kept: run it again to go on."
 
 
 def run_on(
-    where: str, tasks: Sequence[Task], folder: Path, section: ClusterSection
+    where: str, tasks: Sequence[Task], place: Place, section: ClusterSection
 ) -> dict[str, str]:
     """Run studies on workers, and return what went wrong, by the name of the task.
 
@@ -54,7 +55,7 @@ def run_on(
         ``"dask"``: workers of its own, as `section` says; or the address of a scheduler, such as
         ``"tcp://192.168.0.7:8786"``.
     tasks : sequence of Task
-    folder : Path
+    place : Place
         Of the sweep; workers must see it, and all files of the studies, by the same names.
     section : ClusterSection
 
@@ -66,9 +67,9 @@ def run_on(
     distributed = _dask()
     failed: dict[str, str] = {}
     needs = {"GPU": section.gpus} if section.gpus else None
-    with _client(where, section, folder, len(tasks)) as client:
+    with _client(where, section, place.folder, len(tasks)) as client:
         names = {
-            client.submit(run_apart, task, folder, pure=False, resources=needs): task.name
+            client.submit(run_apart, task, place, pure=False, resources=needs): task.name
             for task in tasks
         }
         done = distributed.as_completed(names)
@@ -84,7 +85,7 @@ def run_on(
     return failed
 
 
-def run_apart(task: Task, folder: Path) -> str:
+def run_apart(task: Task, place: Place) -> str:
     """Run one study in the process that this worker has for studies, and return what went wrong.
 
     If it is killed, as it is when memory runs out, the study starts once more, with half of the
@@ -92,7 +93,7 @@ def run_apart(task: Task, folder: Path) -> str:
     """
     with _ONE_AT_A_TIME:
         for share in (1.0, 0.5):
-            told = _told_by_child(task, folder, share)
+            told = _told_by_child(task, place, share)
             if told:
                 return str(json.loads(told))
             logger.warning("%s: its process was ended from outside", task.name)
@@ -106,7 +107,7 @@ _ONE_AT_A_TIME = threading.Lock()
 _children: list[subprocess.Popen[bytes]] = []  # that wait for studies: one, or none
 
 
-def _told_by_child(task: Task, folder: Path, share: float) -> bytes:
+def _told_by_child(task: Task, place: Place, share: float) -> bytes:
     """Return the line that a child says when a study is over; nothing if it was killed."""
     if share < 1 or not _children:
         free = available_memory(torch.device("cpu"))
@@ -120,7 +121,7 @@ def _told_by_child(task: Task, folder: Path, share: float) -> bytes:
         child = _children.pop()
     told = b""
     with contextlib.suppress(BrokenPipeError):
-        child.stdin.write(pickle.dumps((task, folder)))
+        child.stdin.write(pickle.dumps((task, place)))
         child.stdin.flush()
         told = child.stdout.readline()
     if told and share == 1:
@@ -137,7 +138,7 @@ def child_main() -> None:
     When it closes, the worker is gone, and this process ends, whatever it is doing.
     """
     told, sys.stdout = sys.stdout, sys.stderr
-    coming: SimpleQueue[tuple[Task, Path]] = SimpleQueue()
+    coming: SimpleQueue[tuple[Task, Place]] = SimpleQueue()
 
     def listen() -> None:
         with contextlib.suppress(EOFError):

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from neurodl.errors import ConfigError, MissingFileError, did_you_mean, listed
 from neurodl.study.conflicts import conflicts, kinds, place, used_keys
 from neurodl.study.models import model_keys
+from neurodl.study.results import is_url
 from neurodl.study.sections import FILE, SPECIAL, SWEPT, FeaturesSection, Section, Study
 
 
@@ -208,7 +209,7 @@ def _with_absolute_paths(content: Mapping[str, Any], folder: Path) -> dict[str, 
         table[key] = absolute(value)
     for section, key in (("study", "output"), ("run", "cache")):
         table = copied.get(section)
-        if isinstance(table, dict) and isinstance(table.get(key), str):
+        if isinstance(table, dict) and isinstance(table.get(key), str) and not is_url(table[key]):
             table[key] = absolute(table[key])
     return copied
 

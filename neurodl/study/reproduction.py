@@ -18,7 +18,8 @@ from neurodl.io.store import load
 from neurodl.runtime import describe_device, resolve_device
 from neurodl.study.config import load_study
 from neurodl.study.provenance import Meter, environment, input_hashes
-from neurodl.study.run import PROVENANCE, SCORES, STUDY, compute
+from neurodl.study.results import PROVENANCE, SCORES, STUDY, Place, is_url
+from neurodl.study.run import compute
 from neurodl.study.script import analysis_script
 
 TOLERANCE = 1e-4
@@ -80,7 +81,7 @@ def reproduce(
     Parameters
     ----------
     results : str or Path
-        Of `run_study`.
+        Of `run_study`; a folder or a URL.
     cached : bool
         Take features from the cache instead of extracting them again: only what follows them is
         put to the test.
@@ -100,7 +101,7 @@ def reproduce(
     ConfigError
         An input is missing, or the study is not valid for this version.
     """
-    folder = Path(results).expanduser()
+    folder = Place.of(results).pull() if is_url(results) else Path(results).expanduser()
     record = _record(folder)
     study = load_study(folder / STUDY)
     before = load(folder / SCORES)

@@ -18,12 +18,18 @@ from neurodl.io.store import atomic_path
 from neurodl.reports import Report, report
 from neurodl.runtime import describe_device, resolve_device
 from neurodl.study.config import load_study, write_study
-from neurodl.study.provenance import Meter, input_hashes, provenance_of
+from neurodl.study.provenance import Meter, input_hashes, provenance_of, study_key
+from neurodl.study.results import (
+    PROVENANCE,
+    SCRIPT,
+    STUDY,
+    Place,
+    is_within,
+    record_in,
+    sha256_of,
+)
 from neurodl.study.script import analysis_script
 from neurodl.study.sections import Study, StudySection
-
-STUDY, SCRIPT, SCORES = "study.toml", "analysis.py", "scores.nc"
-PROVENANCE = "provenance.json"
 
 
 class Busy(StorageError):
@@ -39,7 +45,7 @@ class Outcome:
     warnings: tuple[str, ...]
 
 
-def run_study(study: str | Path | Study, out: str | Path | None = None) -> Path:
+def run_study(study: str | Path | Study, out: str | Path | Place | None = None) -> Path:
     """Run a study and return the folder of its results.
 
     The study becomes a script of public calls, which is what runs. Features that were extracted
@@ -50,8 +56,9 @@ def run_study(study: str | Path | Study, out: str | Path | None = None) -> Path:
     study : str, Path or Study
         A study file, or what `load_study` returned.
     out : str or Path, optional
-        The folder for the results; by default ``output`` of the study, else ``results/<name>``
-        beside the study file, or in the working folder for a `Study`.
+        The folder for the results, or a URL that fsspec knows, such as ``"s3://bucket/results"``;
+        by default ``output`` of the study, else ``results/<name>`` beside the study file, or in
+        the working folder for a `Study`.
 
     Returns
     -------
@@ -59,23 +66,28 @@ def run_study(study: str | Path | Study, out: str | Path | None = None) -> Path:
         A folder with report.html and its brain maps, scores.nc, table.tsv (layer x ROI),
         study.toml (the study with every default), analysis.py (the script, which gives the same
         numbers) and provenance.json (versions, seeds, hashes; written last, so that a folder
-        that has it is complete).
+        that has it is complete). Of results in a store, the copy on this machine; what was
+        computed before and could not be uploaded is only uploaded.
 
     Raises
     ------
     MissingFileError, ConfigError
         The study file is missing or wrong; see `load_study`.
     StorageError
-        The folder holds something else, cannot be written, or another run is writing there.
+        The place holds something else, cannot be written, or another run is writing there.
     """
     base = Path.cwd() if isinstance(study, Study) else Path(study).expanduser().resolve().parent
     checked = study if isinstance(study, Study) else load_study(study)
-    folder = Path(out).expanduser().absolute() if out else default_output(checked.study, base)
+    place = Place.of(out) if out else default_place(checked.study, base)
     device = describe_device(resolve_device(checked.run.device))
     text, script = write_study(checked), analysis_script(checked)
-    with claimed(folder, patience=0):
-        _run(checked, folder, device, text, script)
-    return folder
+    with claimed(place.folder, patience=0):
+        place.check_ready()
+        left = record_in(place.folder) if place.is_remote and not place.record() else {}
+        if not left or left.get("key") != study_key(checked):
+            _run(checked, place.folder, device, text, script)
+        place.push()
+    return place.folder
 
 
 def _run(checked: Study, folder: Path, device: str, text: str, script: str) -> None:
@@ -90,7 +102,8 @@ def _run(checked: Study, folder: Path, device: str, text: str, script: str) -> N
     record = provenance_of(
         checked, outcome.scores, input_hashes(checked), device, meter, outcome.warnings
     )
-    record["files"] = sorted(path.name for path in folder.iterdir() if path.is_file())
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    record["files"] = {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
     _write_text(folder / PROVENANCE, json.dumps(record, indent=2) + "\n")
 
 
@@ -123,10 +136,9 @@ def claimed(folder: Path, patience: float = -1) -> Iterator[None]:
         yield
 
 
-def default_output(study: StudySection, base: Path) -> Path:
+def default_place(study: StudySection, base: Path) -> Place:
     """Return where the results of a study go unless it is said, for a study file in `base`."""
-    given = study.output or base / "results" / _file_name(study.name)
-    return Path(given).expanduser().absolute()
+    return Place.of(study.output or base / "results" / _file_name(study.name))
 
 
 def compute(study: Study, script: str, path: Path, meter: Meter) -> Outcome:
@@ -167,8 +179,8 @@ def _make_ready(folder: Path) -> None:
         except (ValueError, KeyError) as error:
             raise StorageError(f"{known} is damaged; remove {folder} and run again.") from error
         known.unlink()
-        for name in stale:
-            (folder / Path(name).name).unlink(missing_ok=True)
+        for name in filter(is_within, stale):
+            (folder / name).unlink(missing_ok=True)
 
 
 def _write_text(path: Path, text: str) -> None:

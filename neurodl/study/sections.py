@@ -31,7 +31,9 @@ class StudySection(Section):
     name: str = Field(description="a name, for the results folder and the report", min_length=1)
     title: str | None = _key("the report's title")
     seed: int = _key("a whole number: the seed of the folds and of everything random", 0)
-    output: str | None = _key("a folder for the results; results/<name> beside the study file")
+    output: str | None = _key(
+        "a folder or a URL for the results; results/<name> beside the study file"
+    )
 
 
 class StimuliSection(Section):

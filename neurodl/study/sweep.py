@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,8 @@ from neurodl.study.cluster import run_on
 from neurodl.study.config import parse_study, read_study
 from neurodl.study.estimate import Estimate, Estimator
 from neurodl.study.provenance import study_key
-from neurodl.study.run import PROVENANCE, SCORES, Busy, claimed, default_output, run_study
+from neurodl.study.results import Place, records_of
+from neurodl.study.run import Busy, claimed, default_place, run_study
 from neurodl.study.sections import SWEPT, ClusterSection, Study
 
 logger = logging.getLogger(__name__)
@@ -131,15 +131,15 @@ def plan(
         With `estimate`, what running a study would raise.
     """
     tasks = load_sweep(path)
-    folder = sweep_folder(path, out, tasks)
+    place = sweep_place(path, out, tasks)
     rows = []
     estimator = Estimator()
-    for task in tasks:
-        record = _record(folder / task.name)
+    records = records_of(place / task.name for task in tasks)
+    for task, record in zip(tasks, records, strict=True):
         state = "to do"
         if record:
             state = "done" if record.get("key") == study_key(task.study) else "out of date"
-        elif (folder / task.name).is_dir():
+        elif (place / task.name).folder.is_dir():
             state = "unfinished"
         done = record if state == "done" else {}
         row = {"task": task.name, "state": state}
@@ -164,16 +164,18 @@ def run_sweep(path: str | Path, out: str | Path | None = None, *, on: str | None
     path : str or Path
         A study file; see `load_sweep`.
     out : str or Path, optional
-        The folder for the results; by default as of `run_study`.
+        The folder for the results, or a URL; by default as of `run_study`.
     on : str, optional
         ``"dask"`` runs the studies on workers, several at once: processes on this machine, or
         jobs of SLURM, as the file's [cluster] says. The address of a Dask scheduler runs them on
-        its workers, which must see the same folders.
+        its workers, which must see the same inputs, and the same results unless these are at a
+        URL.
 
     Returns
     -------
     Path
-        A folder with a results folder for each task, and index.html, which compares them.
+        A folder with a results folder for each task, and index.html, which compares them. Of
+        results in a store, the copy on this machine.
 
     Raises
     ------
@@ -181,62 +183,70 @@ def run_sweep(path: str | Path, out: str | Path | None = None, *, on: str | None
         See `load_sweep`.
     NeurodlError
         Some of the studies failed. The others are complete; the message says which failed, why.
+    StorageError
+        A store cannot be read or written.
     """
     tasks = load_sweep(path)
-    folder = sweep_folder(path, out, tasks)
-    folder.mkdir(parents=True, exist_ok=True)
-    waiting = [task for task in tasks if not _is_done(folder, task)]
+    place = sweep_place(path, out, tasks)
+    place.folder.mkdir(parents=True, exist_ok=True)
+    records = records_of(place / task.name for task in tasks)
+    waiting = [
+        task
+        for task, record in zip(tasks, records, strict=True)
+        if not record or record.get("key") != study_key(task.study)
+    ]
     if on is None:
-        failed = _run_here(waiting, folder)
+        failed = _run_here(waiting, place)
     else:
         section = tasks[0].study.cluster or ClusterSection.model_validate({})
-        failed = run_on(on, waiting, folder, section) if waiting else {}
-    whole = [folder / task.name for task in tasks if task.name not in failed]
+        failed = run_on(on, waiting, place, section) if waiting else {}
+    whole = [(place / task.name).pull() for task in tasks if task.name not in failed]
     if whole and tasks[0].name:
-        report(whole, title=tasks[0].study.study.name).save(folder / INDEX)
+        index = report(whole, title=tasks[0].study.study.name).save(place.folder / INDEX)
+        place.upload([index.with_suffix(".tsv").name, index.name])
     if failed:
         said = "\n".join(f"  {name}: {error}" for name, error in failed.items())
         raise NeurodlError(
-            f"{len(failed)} of {len(tasks)} studies failed; the others are complete in {folder}. "
+            f"{len(failed)} of {len(tasks)} studies failed; the others are complete in {place}. "
             f"Run it again to go on.\n{said}"
         )
-    return folder
+    return place.folder
 
 
-def run_task(task: Task, folder: Path) -> str:
+def run_task(task: Task, place: Place) -> str:
     """Run one study, unless it is done, and return what went wrong, if anything.
 
     Another process that is at the same study is awaited.
     """
-    with claimed(folder / task.name):
-        return "" if _is_done(folder, task) else _run(task, folder)
+    with claimed((place / task.name).folder):
+        return "" if _is_done(task, place) else _run(task, place)
 
 
-def _run(task: Task, folder: Path) -> str:
+def _run(task: Task, place: Place) -> str:
     try:
-        run_study(task.study, folder / task.name)
+        run_study(task.study, place / task.name)
     except (NeurodlError, OSError, ValueError) as error:
         logger.error("%s failed: %s", task.name, error)
         return str(error) or type(error).__name__
     return ""
 
 
-def _run_here(tasks: Sequence[Task], folder: Path) -> dict[str, str]:
+def _run_here(tasks: Sequence[Task], place: Place) -> dict[str, str]:
     """Run studies one after another, and return what went wrong, by the name of the task."""
     failed: dict[str, str] = {}
     busy = []
     for number, task in enumerate(tasks, start=1):
         try:
-            with claimed(folder / task.name, patience=0):
-                if _is_done(folder, task):
+            with claimed((place / task.name).folder, patience=0):
+                if _is_done(task, place):
                     logger.info("%s: done meanwhile", task.name)
                     continue
                 logger.info("%s: %d of %d", task.name, number, len(tasks))
-                failed[task.name] = _run(task, folder)
+                failed[task.name] = _run(task, place)
         except Busy:
             busy.append(task)
     for task in busy:  # what others are at is left for later: there is nothing else to do
-        failed[task.name] = run_task(task, folder)
+        failed[task.name] = run_task(task, place)
     return {name: said for name, said in failed.items() if said}
 
 
@@ -251,24 +261,15 @@ def _places(content: Mapping[str, Any]) -> list[tuple[dict[str, Any], str]]:
     return found
 
 
-def sweep_folder(path: str | Path, out: str | Path | None, tasks: Sequence[Task]) -> Path:
+def sweep_place(path: str | Path, out: str | Path | None, tasks: Sequence[Task]) -> Place:
     """Return where the results of a sweep go."""
     if out:
-        return Path(out).expanduser().absolute()
-    return default_output(tasks[0].study.study, Path(path).expanduser().resolve().parent)
+        return Place.of(out)
+    return default_place(tasks[0].study.study, Path(path).expanduser().resolve().parent)
 
 
-def _record(folder: Path) -> dict[str, Any]:
-    """Return the provenance of a finished run, or nothing."""
-    try:
-        record = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) and (folder / SCORES).is_file() else {}
-
-
-def _is_done(folder: Path, task: Task) -> bool:
-    record = _record(folder / task.name)
+def _is_done(task: Task, place: Place) -> bool:
+    record = (place / task.name).record()
     return bool(record) and record.get("key") == study_key(task.study)
 
 

@@ -132,7 +132,7 @@ def test_a_second_run_replaces_the_first_and_takes_features_from_the_cache(
     record = json.loads((out / "provenance.json").read_text())
     (out / "old_statmap.nii.gz").write_text("of an earlier run")
     (out / "notes.txt").write_text("mine")
-    record["files"].append("old_statmap.nii.gz")
+    record["files"]["old_statmap.nii.gz"] = "0"
     (out / "provenance.json").write_text(json.dumps(record))
 
     def never(*_):
