@@ -103,7 +103,10 @@ class _OnlyOne(PlainUnpickler):
         """Return the element; nothing after it is read."""
         self.memo = _Memo()
         try:
-            return np.asarray(super().load(), dtype=object)[self._index]
+            found = super().load()
+            if not isinstance(found, np.ndarray):
+                raise ValueError(f"it holds a {type(found).__name__} in place of an array")
+            return found[self._index]
         except _Found:
             return self._current
 

@@ -10,6 +10,7 @@ import datetime
 import math
 import pickle
 import struct
+import sys
 import tokenize
 import zipfile
 import zlib
@@ -23,6 +24,9 @@ from neurodl.errors import FileFormatError, MissingFileError, NeurodlError, list
 
 ENCODING = "latin1"  # of strings in pickles of Python 2, in which arrays' bytes are strings
 PLAIN_KINDS = "biufcSUOMm"
+# How much may be made of each byte that was read, beyond a number of bytes: files refer to what
+# they hold, and could have it copied, or joined to itself, over and over.
+GROWTH, ROOM = 16, 2**24
 UNITS = (  # of time
     b"Y", b"M", b"W", b"D", b"h", b"m", b"s", b"ms", b"us", b"ns", b"ps", b"fs", b"as",
     b"generic",
@@ -141,7 +145,9 @@ def _array(file: IO[bytes], name: str) -> np.ndarray:
     try:
         shape, fortran, dtype = array_header(file)
         if dtype.hasobject:
-            found = np.asarray(_unpickled(file, name), dtype=object)
+            found = _unpickled(file, name)
+            if not isinstance(found, np.ndarray) or found.dtype != object:
+                raise ValueError(f"it holds a {type(found).__name__} in place of an array")
             if found.size != np.prod(shape):
                 raise ValueError(f"it holds {found.size} objects where {shape} are announced")
             return found.reshape(shape, order="F" if fortran else "C")
@@ -177,7 +183,7 @@ class PlainUnpickler(pickle._Unpickler):  # type: ignore[misc]
 
     def __init__(self, file: IO[bytes], name: str) -> None:
         super().__init__(file, encoding=ENCODING)
-        self._name = name
+        self._source, self._name, self._made = file, name, 0
 
     def load_build(self) -> None:
         """Give an object its state, after a look at it."""
@@ -190,8 +196,15 @@ class PlainUnpickler(pickle._Unpickler):  # type: ignore[misc]
             raise pickle.UnpicklingError(f"a state for {type(made).__name__}")
         build: Any = pickle._Unpickler.dispatch[pickle.BUILD[0]]
         build(self)
+        self._count()
 
     dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]
+
+    def _count(self) -> None:
+        """Raise if what was made, the last thing included, is far more than what was read."""
+        self._made += sys.getsizeof(self.stack[-1])
+        if self._made > GROWTH * self._source.tell() + ROOM:
+            raise pickle.UnpicklingError("it would take much more memory than it has bytes")
 
     def find_class(self, module: str, name: str) -> Any:
         """Return what makes plain data of this name."""
@@ -205,6 +218,21 @@ class PlainUnpickler(pickle._Unpickler):  # type: ignore[misc]
     def persistent_load(self, pid: Any) -> Any:
         """Refuse references to something outside the file."""
         raise FileFormatError(f"{self._name} refers to something outside the file.")
+
+
+def _counted(opcode: bytes) -> Callable[[PlainUnpickler], None]:
+    """Return what an opcode does that makes objects, with a look at how large they are."""
+    make: Any = pickle._Unpickler.dispatch[opcode[0]]
+
+    def load(reader: PlainUnpickler) -> None:
+        make(reader)
+        reader._count()
+
+    return load
+
+
+for _opcode in (pickle.REDUCE, pickle.INST, pickle.OBJ):
+    PlainUnpickler.dispatch[_opcode[0]] = _counted(_opcode)  # type: ignore[assignment]
 
 
 def _check_type(made: np.dtype[Any], state: Any) -> None:

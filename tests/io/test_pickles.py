@@ -174,6 +174,54 @@ def test_what_would_run_is_refused_before_it_runs(tmp_path, name, inside):
     assert not canary.exists()
 
 
+def long(content):
+    return len(content).to_bytes(4, "little") + content
+
+
+def growing():
+    """Small files that stand for gigabytes."""
+    path = b"cpathlib\nPurePosixPath\nq\x00"
+    text = b"X" + long(b"x" * 10) + b"q\x01"
+    joined = b"0h\x00h\x01h\x01\x86Rq\x01"
+    yield "text joined to itself", path + text + joined * 60 + b"."
+    encode, latin = b"c_codecs\nencode\nq\x00", b"X" + long(b"latin1") + b"q\x02"
+    text = b"X" + long(b"x" * 10**6) + b"q\x01"
+    copied = b"h\x00h\x01h\x02\x86R" * 10**4
+    yield "text copied", encode + latin + text + b"](" + copied + b"e."
+    numbers = b"](" + b"".join(b"J" + n.to_bytes(4, "little") for n in range(10**5)) + b"eq\x01"
+    sets = b"h\x00h\x01\x85R" * 10**4
+    yield "sets of a list", b"c__builtin__\nset\nq\x00" + numbers + b"](" + sets + b"e."
+    make = b"cnumpy.core.numeric\n_frombuffer\nq\x00"
+    buffer = b"B" + long(bytes(10**6)) + b"q\x01"
+    dtype = b"cnumpy\ndtype\n(X" + long(b"u1") + b"I0\nI1\ntRq\x02"
+    shape, order = b"J" + (10**6).to_bytes(4, "little") + b"\x85q\x03", b"X" + long(b"C") + b"q\x04"
+    arrays = b"h\x00(h\x01h\x02h\x03h\x04tR" * 10**4
+    yield "arrays of one buffer", make + buffer + dtype + shape + order + b"](" + arrays + b"e."
+
+
+@pytest.mark.parametrize("name", [name for name, _ in growing()])
+def test_few_bytes_do_not_become_gigabytes(tmp_path, name):
+    path = written(tmp_path / "data.pkl", dict(growing())[name])
+    tracemalloc.start()
+    with pytest.raises(FileFormatError, match="more memory than it has bytes"):
+        read_pickle(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 200e6
+
+
+def test_an_array_of_lists_within_lists_is_not_spread_out(tmp_path):
+    nested = [0]
+    for _ in range(40):
+        nested = [nested, nested]
+    np.save(tmp_path / "data.npy", np.array([None], object), allow_pickle=True)
+    header = (tmp_path / "data.npy").read_bytes()
+    header = header[: 10 + int.from_bytes(header[8:10], "little")]
+    path = written(tmp_path / "data.npy", header + pickle.dumps(nested))
+    with pytest.raises(FileFormatError, match="holds a list in place of an array"):
+        read_object_array(path)
+
+
 def test_the_readers_still_work_after_they_were_attacked(tmp_path):
     for number, (_, content) in enumerate(exploits(tmp_path / "canary")):
         with pytest.raises(FileFormatError):
