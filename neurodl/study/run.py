@@ -93,8 +93,8 @@ def run_study(study: str | Path | Study, out: str | Path | Place | None = None) 
 def _run(checked: Study, folder: Path, device: str, text: str, script: str) -> None:
     """Run a study in a folder that is this process's."""
     _make_ready(folder)
+    _write_text(folder / SCRIPT, script)  # the first: it tells what the folder is for
     _write_text(folder / STUDY, text)
-    _write_text(folder / SCRIPT, script)
     meter = Meter(checked.run.device)
     outcome = compute(checked, script, folder / SCRIPT, meter)
     outcome.report.save(folder / "report.html", slides=True)
@@ -164,6 +164,8 @@ def compute(study: Study, script: str, path: Path, meter: Meter) -> Outcome:
 def _make_ready(folder: Path) -> None:
     """Make a folder ready for results: new, empty, or one of results, whose files are replaced."""
     known = folder / PROVENANCE
+    for left in folder.glob(".*.part*"):  # by a run that was killed
+        left.unlink()
     others = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     if folder.exists() and not folder.is_dir():
         raise StorageError(f"{folder} is a file; choose another folder for the results.")

@@ -206,9 +206,9 @@ def run_sweep(path: str | Path, out: str | Path | None = None, *, on: str | None
         place.upload([index.with_suffix(".tsv").name, index.name])
     if failed:
         said = "\n".join(f"  {name}: {error}" for name, error in failed.items())
+        others = f"; the others are complete in {place}" if whole else ""
         raise NeurodlError(
-            f"{len(failed)} of {len(tasks)} studies failed; the others are complete in {place}. "
-            f"Run it again to go on.\n{said}"
+            f"{len(failed)} of {len(tasks)} studies failed{others}. Run it again to go on.\n{said}"
         )
     return place.folder
 

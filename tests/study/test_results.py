@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 
 import fsspec
 import numpy as np
@@ -227,14 +225,3 @@ def test_a_place_says_where_it_is(tmp_path, monkeypatch):
     assert str(Place.of("s3://bucket/results/") / "one") == "s3://bucket/results/one"
     both = [(Place.of(url) / "one").folder for url in ("s3://bucket/a", "s3://bucket/b")]
     assert both[0].parent != both[1].parent and {one.name for one in both} == {"one"}
-
-
-@pytest.mark.slow
-def test_workers_bring_results_to_a_store(file, tmp_path, monkeypatch):
-    url = (tmp_path / "bucket").as_uri()
-    folder = ndl.run_sweep(file, url, on="dask")
-    assert folder.is_relative_to(tmp_path / "machine")
-    shutil.rmtree(tmp_path / "machine")
-    assert sorted(os.listdir(tmp_path / "bucket")) == ["gabor", "index.html", "index.tsv", "pixels"]
-    monkeypatch.setattr(sweeping, "run_study", None)
-    assert (ndl.run_sweep(file, url) / "index.html").is_file()

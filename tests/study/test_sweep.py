@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import io
 import itertools
 import json
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -25,6 +28,8 @@ from neurodl.cli import main
 from neurodl.errors import ConfigError, NeurodlError, StorageError
 from neurodl.study import cluster, load_study, load_sweep
 from neurodl.study import sweep as sweeping
+from neurodl.study.results import Place
+from neurodl.study.sweep import INDEX
 
 SWEEP = """
 [study]
@@ -64,14 +69,30 @@ MAIN = "import sys; from neurodl.cli import main; sys.exit(main(sys.argv[1:]))"
 @pytest.fixture
 def file(tmp_path):
     """A study file whose backbone is a list, with its stimuli and responses."""
+    return write_study(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The results of the same study in one go, beside the cache of its features."""
+    return ndl.run_sweep(write_study(tmp_path_factory.mktemp("undisturbed")))
+
+
+@pytest.fixture
+def whole(undisturbed):
+    """The scores that any run of the study must come to."""
+    return scores(undisturbed)
+
+
+def write_study(folder):
     rng = np.random.default_rng(0)
-    (tmp_path / "images").mkdir()
+    (folder / "images").mkdir()
     names = [f"image{number:02d}.png" for number in range(24)]
     for name in names:
-        Image.fromarray(rng.integers(0, 256, (32, 32, 3), "uint8")).save(tmp_path / "images" / name)
-    write_responses(tmp_path, rng.standard_normal((24, 3)), names)
-    (tmp_path / "both.toml").write_text(SWEEP)
-    return tmp_path / "both.toml"
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), "uint8")).save(folder / "images" / name)
+    write_responses(folder, rng.standard_normal((24, 3)), names)
+    (folder / "both.toml").write_text(SWEEP)
+    return folder / "both.toml"
 
 
 def write_responses(folder, values, names):
@@ -205,13 +226,11 @@ def test_one_that_fails_does_not_stop_the_others(file, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_killed_goes_on_to_the_same_results(file):
+def test_a_sweep_that_is_killed_goes_on_to_the_same_results(file, whole):
     """Killed 20 times at random moments, or Ctrl-C twice, while the clock jumps.
 
     What is whole by then is removed, so that there is something to kill. Two processes finish it.
     """
-    whole = scores(ndl.run_sweep(file, file.parent / "whole"))
-    file.write_text(SWEEP.replace('"cache"', '"other cache"'))
     out = file.parent / "killed"
     rng = np.random.default_rng(0)
     forks = multiprocessing.get_context("forkserver")
@@ -237,15 +256,13 @@ def test_a_sweep_that_is_killed_goes_on_to_the_same_results(file):
             assert ndl.load(out / name / "scores.nc")["r"].identical(whole[name]["r"])
         if done == TASKS:
             shutil.rmtree(out)
-            shutil.rmtree(file.parent / "other cache")
+            shutil.rmtree(file.parent / "cache")
     together = [started("run", file, "--out", out) for _ in range(2)]
     for process in together:
         said = process.communicate(timeout=300)[0]
         assert process.returncode == 0, said
     assert states(file, out) == dict.fromkeys(TASKS, "done")
-    for name, found in scores(out).items():
-        for variable in found.data_vars:
-            assert found[variable].identical(whole[name][variable]), variable
+    same_scores(out, whole)
 
 
 def run_while_the_clock_jumps(file, out, number):
@@ -255,6 +272,108 @@ def run_while_the_clock_jumps(file, out, number):
     jumps = itertools.cycle([0, -2e5, 3e5])
     time.time = lambda: now() + next(jumps) * number
     main(["run", str(file), "--out", str(out)])
+
+
+def ran_under(limit, *command):
+    """The status of the command line in a process with a limit, and what it says."""
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(PRELOADED)
+    received, sent = forks.Pipe(duplex=False)
+    process = forks.Process(target=run_under, args=(limit, sent, [*map(str, command)]))
+    process.start()
+    process.join()
+    return received.recv()
+
+
+def run_under(limit, sent, command):
+    name, value = limit
+    LIMITS[name](value)
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()) as said,
+    ):
+        status = main(command)
+    sent.send((status, said.getvalue()))
+
+
+def no_file_beyond(n_bytes):
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (n_bytes, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    )
+
+
+def only_as_modes_say(_):
+    """Give up root's right to write whatever its mode says."""
+
+    class Header(ctypes.Structure):
+        _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
+
+    class Capabilities(ctypes.Structure):
+        _fields_ = [(name, ctypes.c_uint32) for name in ("effective", "permitted", "inheritable")]
+
+    libc, header = ctypes.CDLL(None), Header(0x20080522, 0)
+    own = (Capabilities * 2)()
+    assert libc.capget(ctypes.byref(header), own) == 0
+    own[0].effective &= ~0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    own[0].permitted &= ~0b110
+    assert libc.capset(ctypes.byref(header), own) == 0
+
+
+LIMITS = {"room": no_file_beyond, "modes": only_as_modes_say}
+
+
+def same_scores(folder, whole):
+    for name, found in scores(folder).items():
+        assert all(found[one].identical(whole[name][one]) for one in found.data_vars), name
+
+
+@pytest.mark.slow
+def test_a_disk_without_room_leaves_nothing_that_looks_whole(file, undisturbed, whole):
+    """A quota of so many bytes for each file stands in for a disk that fills up."""
+    written, cached = (
+        sorted(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        for folder in (undisturbed / "pixels", undisturbed.parents[1] / "cache" / "features")
+    )
+    shutil.copytree(undisturbed.parents[1] / "cache", file.parent / "cache")
+    out = file.parent / "full"
+    # where features are cached, it comes as far as to the results
+    for cache, sizes in {
+        "cache": [written[5], written[-1]],
+        "new": [written[0], cached[-1]],
+    }.items():
+        file.write_text(SWEEP.replace('"cache"', f'"{cache}"'))
+        for limit in [size - 1 for size in sizes]:
+            status, said = ran_under(("room", limit), "run", file, "--out", out)
+            assert status == 1
+            assert "Cannot write" in said and "make room" in said and "Traceback" not in said
+            for name in TASKS:  # what looks whole is whole
+                if (out / name / "provenance.json").exists():
+                    assert ndl.load(out / name / "scores.nc")["r"].identical(whole[name]["r"])
+        ndl.run_sweep(file, out)
+        same_scores(out, whole)
+        shutil.rmtree(out)
+
+
+@pytest.mark.slow
+def test_a_cache_that_is_read_only_serves_what_it_has(file, undisturbed, whole):
+    shutil.copytree(undisturbed.parents[1] / "cache", file.parent / "cache")
+    folders = [file.parent / "cache", *(file.parent / "cache").rglob("*")]
+    for path in folders:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        status, said = ran_under(("modes", None), "run", file, "--out", file.parent / "again")
+        assert status == 0, said
+        same_scores(file.parent / "again", whole)
+        file.write_text(SWEEP.replace('"maxpool"', '"avgpool"'))
+        status, said = ran_under(("modes", None), "run", file, "--out", file.parent / "more")
+        assert status == 1
+        assert "Cannot write features" in said and "set NEURODL_CACHE to another disk" in said
+        assert set(states(file, file.parent / "more").values()) == {"unfinished"}
+    finally:
+        for path in folders:
+            path.chmod(0o755 if path.is_dir() else 0o644)
+    ndl.run_sweep(file, file.parent / "more")
+    assert states(file, file.parent / "more") == dict.fromkeys(TASKS, "done")
 
 
 def studies_of(process):
@@ -294,12 +413,12 @@ def started(*command):
 
 
 @pytest.mark.slow
-def test_workers_and_studies_that_are_killed_are_replaced(file):
-    """On two workers: a study is killed, then a worker; the numbers are those of a plain run."""
-    whole = scores(ndl.run_sweep(file, file.parent / "whole"))
-    file.write_text(SWEEP.replace('"cache"', '"other cache"') + "[cluster]\nworkers = 2\n")
-    out = file.parent / "workers"
-    process = started("run", file, "--out", out, "--on", "dask")
+def test_workers_and_studies_that_are_killed_are_replaced(file, whole, monkeypatch, tmp_path):
+    """On two workers, results in a store: a study is killed, then a worker."""
+    monkeypatch.setenv("NEURODL_CACHE", str(tmp_path / "copies"))
+    file.write_text(SWEEP + "[cluster]\nworkers = 2\n")
+    bucket = tmp_path / "bucket"
+    process = started("run", file, "--out", bucket.as_uri(), "--on", "dask")
     study = wait_for_study(process)
     study.kill()
     other = wait_for_study(process, known=[study])
@@ -308,11 +427,12 @@ def test_workers_and_studies_that_are_killed_are_replaced(file):
         other.parent().kill()
     said = process.communicate(timeout=300)[0]
     assert process.returncode == 0, said
-    for name, found in scores(out).items():
-        assert found.identical(whole[name].assign_attrs(found.attrs)), name
-    assert (out / "index.html").is_file()
+    same_scores(bucket, whole)
+    assert sorted(path.name for path in bucket.iterdir()) == ["gabor", INDEX, "index.tsv", "pixels"]
     assert "distributed" not in said  # Dask's own messages
-    assert ndl.run_sweep(file, out, on="tcp://nowhere:1") == out  # nothing is left to do
+    shutil.rmtree(tmp_path / "copies")  # nothing is left to do, on any machine
+    copy = ndl.run_sweep(file, bucket.as_uri(), on="tcp://nowhere:1")
+    assert (copy / INDEX).read_text() == (bucket / INDEX).read_text()
 
 
 @pytest.mark.slow
@@ -376,9 +496,10 @@ def test_a_study_without_memory_is_tried_with_half_of_it(monkeypatch, tmp_path):
     killed = "import os; os.kill(os.getpid(), 9)"
     told = f"import os; m = os.environ.get('NEURODL_MEMORY'); print(m) if m else {killed[11:]}"
     monkeypatch.setattr(cluster, "CHILD", told)
-    assert cluster.run_apart(task, tmp_path) == "500"
+    place = Place.of(tmp_path)
+    assert cluster.run_apart(task, place) == "500"
     monkeypatch.setattr(cluster, "CHILD", killed)
-    assert "ended twice from outside" in cluster.run_apart(task, tmp_path)
+    assert "ended twice from outside" in cluster.run_apart(task, place)
     assert not cluster._children
 
 
@@ -388,7 +509,7 @@ def test_one_process_runs_the_studies_of_a_worker(file):
     broken = tasks[0].study.responses.model_copy(update={"path": str(file)})
     wrong = sweeping.Task("wrong", tasks[0].study.model_copy(update={"responses": broken}))
     try:
-        said = [cluster.run_apart(task, file.parent) for task in (wrong, tasks[1])]
+        said = [cluster.run_apart(task, Place.of(file.parent)) for task in (wrong, tasks[1])]
         assert len(cluster._children) == 1
     finally:
         for child in cluster._children:
