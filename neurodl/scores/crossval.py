@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +15,8 @@ import xarray as xr
 
 from neurodl import __version__
 from neurodl.errors import SchemaError, UnknownNameError, did_you_mean
+from neurodl.features.cache import cache_folder
+from neurodl.features.extract import cache_path
 from neurodl.responses import average_repeats
 from neurodl.runtime import describe_device, progress_bar, resolve_devices
 from neurodl.schema import (
@@ -26,6 +30,7 @@ from neurodl.schema import (
 )
 from neurodl.scores._audit_case import Case
 from neurodl.scores._fits import OF_COUNTS, Fits, History, Rows
+from neurodl.scores._kept import Kept
 from neurodl.scores.auditing import audited
 from neurodl.scores.ceiling import (
     MIN_RELIABILITY,
@@ -46,6 +51,7 @@ from neurodl.scores.pairing import (
 from neurodl.scores.splits import default_groups, make_splits
 from neurodl.stimuli import Stimuli
 
+logger = logging.getLogger(__name__)
 ALL_LAYERS = "all"
 MOST_KEPT = 64 * 2**20  # bytes of predictions that are kept unasked
 NEVER, SEVERAL = -1, -2  # in place of the fold that tests a row
@@ -68,6 +74,7 @@ def cross_validate(
     allow: Sequence[str] = (),
     metrics: Sequence[str] = (),
     keep_predictions: bool | Literal["auto"] = False,
+    cache: str | Path | bool = False,
 ) -> xr.Dataset:
     """Return how well `model` predicts held-out responses from each layer's features.
 
@@ -111,6 +118,12 @@ def cross_validate(
         Whether to keep ``predicted`` (layer, sample, target) and ``observed`` (sample, target),
         NaN where a row was never tested, and the coord tested_in, the fold of each row.
         "auto" keeps them while they take at most 64 MiB.
+    cache : path or bool
+        Where the scores of each layer are kept once they are done, True for the usual cache: the
+        same call goes on there after an interruption. They are found again by all that decides
+        them, features and responses byte by byte, and go when nobody asked for them for 30 days.
+        Models that are trained, or that other packages than scikit-learn and himalaya define,
+        begin anew.
 
     Returns
     -------
@@ -166,13 +179,17 @@ def cross_validate(
     _check_metrics(metrics, observed[:, used])
     if keep_predictions == "auto":
         keep_predictions = 4 * len(layers) * observed.size <= MOST_KEPT
-    fold_scores = Fits(model, rows, used, keep_predictions, X, ceilings, metrics)
+    fold_scores = Fits(model, rows, used, bool(keep_predictions), X, ceilings, metrics)
+    folder = None if cache is False else cache_folder(cache_path(cache)) / "scores"
+    kept = Kept(folder, fold_scores, _device(model).get("device", ""))
     n_steps = len(layers) * len(splits) * int(used.sum())
     with progress_bar(label="fit", total=n_steps) as advance:
         results, histories = [], []
         for array in layers.values():
-            results.append(fold_scores.layer(array.values, advance))
+            results.append(kept.layer(array.values, advance))
             histories.append(fold_scores.history)
+    if kept.n_found:
+        logger.info("%d of %d layers were scored before", kept.n_found, len(layers))
     warned = fold_scores.warn()
     scores = _dataset(results, layers, responses, splits, keep_predictions, observed)
     scores = _with_bands(scores, results, fold_scores.band_names(layers))

@@ -110,7 +110,7 @@ def reproduce(
         if not cached:
             again = study.run.model_copy(update={"cache": str(Path(scratch) / "cache")})
             study = study.model_copy(update={"run": again})
-        script = analysis_script(study)
+        script = analysis_script(study, keep_scores=False)
         found = compute(study, script, folder / "analysis.py", Meter(study.run.device))
     device = describe_device(resolve_device(study.run.device))
     return Reproduction(

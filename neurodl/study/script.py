@@ -15,8 +15,11 @@ class Name(str):
     """An expression that stands in a script as it is, where other text is quoted."""
 
 
-def analysis_script(study: Study) -> str:
+def analysis_script(study: Study, *, keep_scores: bool = True) -> str:
     """Return a Python script that computes a study through the public API.
+
+    Unless `keep_scores` is False, the scores of each layer are kept in the study's cache, if it
+    has one, so that the script goes on with the next one after an interruption.
 
     It leaves ``experiment`` and ``scores`` in its namespace; run as a program, it also writes a
     report beside itself.
@@ -29,7 +32,7 @@ def analysis_script(study: Study) -> str:
             'Run it to compute the scores again and to write a report beside this file.\n"""',
             "from pathlib import Path\n\nimport neurodl as ndl"
             + ("\nfrom sklearn.pipeline import make_pipeline" if study.model.pca else ""),
-            *script_parts(study),
+            *script_parts(study, keep_scores=keep_scores),
             'if __name__ == "__main__":\n'
             f"    report = ndl.report(scores, experiment, title={_quoted(title)})\n"
             '    print(report.save(Path(__file__).with_name("analysis.html")))\n',
@@ -37,12 +40,12 @@ def analysis_script(study: Study) -> str:
     )
 
 
-def script_parts(study: Study) -> tuple[str, str, str]:
+def script_parts(study: Study, *, keep_scores: bool = True) -> tuple[str, str, str]:
     """Return the lines that open the data, that make the features, and that score them."""
     several = len(study.features) > 1
     entries = zip(study.features, study.labels(), strict=True)
     made = [_features(entry, label, study, several) for entry, label in entries]
-    return _experiment(study), "\n\n".join(["features = {}", *made]), _scores(study)
+    return _experiment(study), "\n\n".join(["features = {}", *made]), _scores(study, keep_scores)
 
 
 def call(function: str, *args: Any, **kwargs: Any) -> str:
@@ -226,11 +229,12 @@ def _model(study: Study) -> str:
     return call("make_pipeline", Name(pca), Name(model))
 
 
-def _scores(study: Study) -> str:
+def _scores(study: Study, keep: bool) -> str:
     """Return the lines that cross-validate."""
     responses = "experiment.responses"
     if study.dataset and study.dataset.stack:
         responses = f"ndl.stack_repeats({responses})"
+    cache = True if study.run.cache is None else study.run.cache
     dropped = study.run.unpaired == "drop" or study.run.on_unreadable == "skip"
     lines = [
         f"model = {_model(study)}",
@@ -246,6 +250,7 @@ def _scores(study: Study) -> str:
             **_given(allow=study.cv.allow or None),
             keep_predictions=study.run.keep_predictions,
             unpaired="drop" if dropped else "error",
+            cache=keep and cache,
         ),
         'scores.attrs["experiment"] = experiment.name',
     ]

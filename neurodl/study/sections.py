@@ -224,7 +224,9 @@ class RunSection(Section):
     device: str = _key("'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'", "auto")
     batch_size: int | Literal["auto"] = _key("a whole number or 'auto'", "auto")
     amp: bool | None = _key("true or false: mixed precision; by default on GPUs")
-    cache: bool | str | None = _key("a folder for features; false for none")
+    cache: bool | str | None = _key(
+        "a folder for features, and scores of layers that are done; false for none"
+    )
     on_unreadable: Literal["raise", "skip"] = _key("'raise' or 'skip'", "raise")
     unpaired: Literal["error", "drop"] = _key("'error' or 'drop'", "error")
     keep_predictions: bool | Literal["auto"] = _key(
