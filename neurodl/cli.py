@@ -303,6 +303,8 @@ def _plan(options: argparse.Namespace) -> int:
     table = plan(options.study, options.out, estimate=options.estimate)
     formats = dict.fromkeys(("stimuli", "cached", "extraction_s"), "{:.0f}".format)
     formats |= dict.fromkeys(("disk_mb", "memory_mb"), "{:,.1f}".format)
+    problems = table.set_index("task")["problem"].dropna() if "problem" in table else {}
+    table = table.drop(columns="problem", errors="ignore")
     print(table.to_string(index=False, na_rep="-", formatters=formats))
     counts = table["state"].value_counts()
     print("\n" + ", ".join(f"{n} {state}" for state, n in counts.items()))
@@ -316,7 +318,9 @@ def _plan(options: argparse.Namespace) -> int:
             f"Extraction takes about {minutes:.1f} min here and {gigabytes:.2f} GB of disk; "
             "scores come on top."
         )
-    return 0
+    for task, problem in problems.items():
+        _say(f"neurodl plan: {task or 'the study'} would fail: {problem}")
+    return FAILED if len(problems) else 0
 
 
 def _reproduce(options: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from neurodl.backbones.untrained import UNTRAINED
 from neurodl.runtime import derive_seed
 from neurodl.schema import target_dim
 
@@ -263,7 +264,8 @@ def roi_table(scores: xr.Dataset, seed: int = 0) -> pd.DataFrame:
 def layer_groups(scores: xr.Dataset) -> dict[str, list[int]]:
     """Return the layer indices of each network, in order.
 
-    The same network trained and untrained counts as two, told apart by their weights.
+    The same network trained and untrained counts as two, told apart by their weights; that a
+    network is untrained is always said.
     """
     scores = with_layers(scores)
     names = [str(name) for name in scores["backbone"].values]
@@ -276,7 +278,8 @@ def layer_groups(scores: xr.Dataset) -> dict[str, list[int]]:
     groups: dict[str, list[int]] = {}
     for index, (name, kind) in enumerate(zip(names, weights, strict=True)):
         # Of a weights file, the name says enough here; the table of networks has the path.
-        label = f"{name} ({kind.rsplit('/', 1)[-1]})" if len(variants[name]) > 1 else name
+        told = len(variants[name]) > 1 or kind.startswith(UNTRAINED)
+        label = f"{name} ({kind.rsplit('/', 1)[-1]})" if told else name
         groups.setdefault(label, []).append(index)
     return groups
 

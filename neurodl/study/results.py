@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -137,17 +137,22 @@ class Place:
             store.pipe_file(f"{base}/{PROBE}", b"")
             store.rm_file(f"{base}/{PROBE}")
 
-    def push(self) -> None:
-        """Upload finished results from the folder, if the place is in a store."""
+    def push(self, before: Mapping[str, Any]) -> None:
+        """Upload finished results from the folder, if the place is in a store.
+
+        Those of another machine, which did the same study since the record was `before`, stay.
+        """
         if not self.is_remote:
             return
-        files = record_in(self.folder)["files"]
-        before = self.record().get("files", ())
+        own, there = record_in(self.folder), self.record()
+        if there != before and there.get("key") == own["key"]:
+            self.pull()
+            return
         with self._reaching("write") as (store, base):
             with suppress(FileNotFoundError):
                 store.rm_file(f"{base}/{PROVENANCE}")
-            self.upload([*files, PROVENANCE])
-            for name in filter(is_within, set(before) - set(files)):
+            self.upload([*own["files"], PROVENANCE])
+            for name in filter(is_within, {*there.get("files", ())} - {*own["files"]}):
                 with suppress(FileNotFoundError):
                     store.rm_file(f"{base}/{name}")
 

@@ -83,10 +83,11 @@ def run_study(study: str | Path | Study, out: str | Path | Place | None = None) 
     text, script = write_study(checked), analysis_script(checked)
     with claimed(place.folder, patience=0):
         place.check_ready()
-        left = record_in(place.folder) if place.is_remote and not place.record() else {}
+        before = place.record() if place.is_remote else {}
+        left = record_in(place.folder) if place.is_remote and not before else {}
         if not left or left.get("key") != study_key(checked):
             _run(checked, place.folder, device, text, script)
-        place.push()
+        place.push(before)
     return place.folder
 
 

@@ -121,14 +121,12 @@ def plan(
         (for each network), cached, of how many the features are there; extraction_s, the time that
         the others take here; disk_mb, by how much the cache grows; memory_mb, of features and
         responses, beyond which models take what they find. What several studies share counts for
-        the first.
+        the first. If some would fail, also problem: why.
 
     Raises
     ------
     MissingFileError, ConfigError
         See `load_sweep`.
-    NeurodlError, OSError, ValueError
-        With `estimate`, what running a study would raise.
     """
     tasks = load_sweep(path)
     place = sweep_place(path, out, tasks)
@@ -145,10 +143,13 @@ def plan(
         row = {"task": task.name, "state": state}
         row |= {name: done[name] for name in ("seconds", "energy_wh") if name in done}
         if estimate and state != "done":
-            row |= estimator.estimate(task.study)._asdict()
+            try:
+                row |= estimator.estimate(task.study)._asdict()
+            except (NeurodlError, OSError, ValueError) as error:
+                row["problem"] = str(error) or type(error).__name__
         rows.append(row)
     columns = ["task", "state", "seconds", "energy_wh"] + list(Estimate._fields) * estimate
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=columns + ["problem"] * any("problem" in row for row in rows))
 
 
 def run_sweep(path: str | Path, out: str | Path | None = None, *, on: str | None = None) -> Path:
@@ -200,7 +201,13 @@ def run_sweep(path: str | Path, out: str | Path | None = None, *, on: str | None
     else:
         section = tasks[0].study.cluster or ClusterSection.model_validate({})
         failed = run_on(on, waiting, place, section) if waiting else {}
-    whole = [(place / task.name).pull() for task in tasks if task.name not in failed]
+    whole = []
+    for task in tasks:
+        if task.name not in failed:
+            try:
+                whole.append((place / task.name).pull())
+            except NeurodlError as error:
+                failed[task.name] = str(error)
     if whole and tasks[0].name:
         index = report(whole, title=tasks[0].study.study.name).save(place.folder / INDEX)
         place.upload([index.with_suffix(".tsv").name, index.name])

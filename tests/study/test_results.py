@@ -13,6 +13,7 @@ from PIL import Image
 import neurodl as ndl
 from neurodl.errors import ConfigError, FileFormatError, MissingFileError, StorageError
 from neurodl.study import load_sweep
+from neurodl.study import run as running
 from neurodl.study import sweep as sweeping
 from neurodl.study.results import PROVENANCE, Place
 
@@ -147,6 +148,26 @@ def test_an_upload_that_breaks_off_is_unfinished_and_goes_on(file, store, monkey
     ndl.run_study(task.study, place)  # replaces it
     elsewhere(monkeypatch, tmp_path / "third")
     assert (place.pull() / "table.tsv").read_text().startswith("layer")
+
+
+@pytest.mark.slow
+def test_two_machines_at_one_study_leave_the_results_of_the_first(file, monkeypatch, tmp_path):
+    study, place = load_sweep(file)[0].study, Place.of(URL) / "pixels"
+    computing, firsts = running._run, []
+
+    def slower(*args):
+        computing(*args)
+        if not firsts:  # another machine begins later, and is done earlier
+            firsts.append(None)
+            with monkeypatch.context() as patch:
+                patch.setenv("NEURODL_CACHE", str(tmp_path / "another machine"))
+                ndl.run_study(study, place)
+                firsts[0] = place.record()
+
+    monkeypatch.setattr(running, "_run", slower)
+    ndl.run_study(study, place)
+    assert place.record() == firsts[0]
+    assert json.loads((place.folder / PROVENANCE).read_text()) == firsts[0]
 
 
 @pytest.mark.slow

@@ -555,6 +555,15 @@ def test_the_script_for_slurm(file, run):
     assert not (file.parent / "results").exists()
 
 
+def test_a_plan_says_what_would_fail(file, run):
+    (file.parent / "responses.npz").write_bytes(b"no arrays")
+    status, printed, said = run("plan", str(file), "--estimate")
+    assert (status, printed.splitlines()[-2]) == (1, "2 to do")
+    assert said.count("pixels would fail: ") == said.count("gabor would fail: ") == 1
+    assert said.count("responses.npz") == 2
+    assert "problem" not in ndl.plan(file)
+
+
 def test_workers_change_no_key(file):
     before = [sweeping.study_key(task.study) for task in load_sweep(file)]
     file.write_text(SWEEP + "[cluster]\nworkers = 3\n")
