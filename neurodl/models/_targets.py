@@ -150,11 +150,13 @@ class Targets:
                 moved = moved[torch.as_tensor(self.rows, device=self.device)]
             return moved.T.to(self.dtype, copy=True).contiguous()
         raw = self.y[:, columns]
-        if not isinstance(raw, torch.Tensor):
-            name = str(self.dtype).removeprefix("torch.")
-            raw = from_numpy(np.asarray(raw).astype(name, copy=False))
-        raw = raw.detach()
         rows = np.arange(len(raw)) if self.rows is None else self.rows
+        if not isinstance(raw, torch.Tensor):
+            raw, name = np.asarray(raw), str(self.dtype).removeprefix("torch.")
+            if raw.dtype.str != np.dtype(name).str or not raw.flags.writeable:
+                raw, rows = raw[rows].astype(name, copy=False), np.arange(len(rows))  # a copy
+            raw = from_numpy(raw)
+        raw = raw.detach()
         # torch transposes block by block; numpy meets conflicts in the cache, 5 times slower
         values = columns_of(raw.T, torch.as_tensor(rows, device=raw.device))
         return values.to(self.device, self.dtype)

@@ -103,8 +103,9 @@ def _run(checked: Study, folder: Path, device: str, text: str, script: str) -> N
     record = provenance_of(
         checked, outcome.scores, input_hashes(checked), device, meter, outcome.warnings
     )
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    record["files"] = {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
+    names = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+    shown = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+    record["files"] = {name.as_posix(): sha256_of(folder / name) for name in shown}
     _write_text(folder / PROVENANCE, json.dumps(record, indent=2) + "\n")
 
 
