@@ -11,8 +11,6 @@ import os
 import pickle
 import platform
 import time
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -30,10 +28,11 @@ from neurodl.scores._fits import Fits
 logger = logging.getLogger(__name__)
 
 DAYS = 30  # for which what nobody asked for is kept
+# A file is a hash of this many bytes, and arrays in the format of numpy's .npz.
+SUFFIX, N_HASH = ".scores", 32
 SAID = "said"  # the name under which the counts of a layer are
 # Where models may come from: what else they use could change without a trace.
 KNOWN = {"builtins", "copyreg", "himalaya", "neurodl", "numpy", "sklearn", "torch"}
-DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 class Kept:
@@ -66,7 +65,7 @@ class Kept:
             return fits.layer(values, advance)
         key = self._base.copy()
         _add(key, values)
-        path = self.folder / f"{key.hexdigest()}.npz"
+        path = self.folder / f"{key.hexdigest()}{SUFFIX}"
         found = self._read(path)
         if found is not None:
             advance(len(fits.splits) * int(fits.used.sum()))
@@ -87,13 +86,14 @@ class Kept:
         """Return what is kept; nothing if it is not there, or damaged."""
         fits = self.fits
         try:
-            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-                found = {name: file[name] for name in file.files}
-            said = json.loads(str(found.pop(SAID)))
-            if found["r"].shape != (len(fits.splits), len(fits.used)):
-                return None
-        except DAMAGED:
+            content = path.read_bytes()
+        except OSError:
             return None
+        if hashlib.sha256(content[N_HASH:]).digest() != content[:N_HASH]:
+            return None
+        with np.load(io.BytesIO(content[N_HASH:]), allow_pickle=False) as file:
+            found = {name: file[name] for name in file.files}
+        said = json.loads(str(found.pop(SAID)))
         fits.messages += Counter(said["messages"])
         fits.n_fits += said["n_fits"]
         fits.n_raised += said["n_raised"]
@@ -109,7 +109,8 @@ class Kept:
         np.savez(content, **arrays)
         try:
             with atomic_path(path) as temporary:
-                temporary.write_bytes(content.getbuffer())
+                hashed = hashlib.sha256(content.getbuffer()).digest()
+                temporary.write_bytes(hashed + content.getbuffer())
         except (StorageError, OSError) as error:
             logger.warning("Finished layers are not kept, for an interruption: %s", error)
             self.folder = None
@@ -189,6 +190,6 @@ def _code() -> str:
 def _forget_old(folder: Path) -> None:
     """Remove what nobody asked for lately."""
     with suppress(OSError):
-        for path in folder.glob("*.npz"):
+        for path in folder.glob(f"*{SUFFIX}"):
             if path.stat().st_mtime < time.time() - DAYS * 86_400:
                 path.unlink()

@@ -255,7 +255,7 @@ def test_a_sweep_that_is_killed_goes_on_to_the_same_results(file, whole):
         for name in done:  # what looks whole is whole
             assert ndl.load(out / name / "scores.nc")["r"].identical(whole[name]["r"])
         if done == TASKS:
-            assert list((file.parent / "cache" / "scores").glob("*.npz"))
+            assert list((file.parent / "cache" / "scores").glob("*.scores"))
             shutil.rmtree(out)
             shutil.rmtree(file.parent / "cache")
     together = [started("run", file, "--out", out) for _ in range(2)]
