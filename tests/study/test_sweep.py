@@ -338,21 +338,16 @@ def test_a_disk_without_room_leaves_nothing_that_looks_whole(file, undisturbed, 
     shutil.copytree(undisturbed.parents[1] / "cache", file.parent / "cache")
     out = file.parent / "full"
     # where features are cached, it comes as far as to the results
-    for cache, sizes in {
-        "cache": [written[5], written[-1]],
-        "new": [written[0], cached[-1]],
-    }.items():
+    for cache, size in (("new", written[0]), ("new", cached[-1]), ("cache", written[-1])):
         file.write_text(SWEEP.replace('"cache"', f'"{cache}"'))
-        for limit in [size - 1 for size in sizes]:
-            status, said = ran_under(("room", limit), "run", file, "--out", out)
-            assert status == 1
-            assert "Cannot write" in said and "make room" in said and "Traceback" not in said
-            for name in TASKS:  # what looks whole is whole
-                if (out / name / "provenance.json").exists():
-                    assert ndl.load(out / name / "scores.nc")["r"].identical(whole[name]["r"])
-        ndl.run_sweep(file, out)
-        same_scores(out, whole)
-        shutil.rmtree(out)
+        status, said = ran_under(("room", size * 9 // 10), "run", file, "--out", out)
+        assert status == 1
+        assert "Cannot write" in said and "make room" in said and "Traceback" not in said
+        for name in TASKS:  # what looks whole is whole
+            if (out / name / "provenance.json").exists():
+                assert ndl.load(out / name / "scores.nc")["r"].identical(whole[name]["r"])
+    ndl.run_sweep(file, out)
+    same_scores(out, whole)
 
 
 @pytest.mark.slow
