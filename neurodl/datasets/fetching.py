@@ -17,7 +17,7 @@ from neurodl.datasets.cards import Card, CardFile
 from neurodl.errors import DownloadError, FileFormatError, MissingFileError, listed
 from neurodl.io.archives import unpack
 from neurodl.io.download import download
-from neurodl.io.store import atomic_path
+from neurodl.io.store import atomic_path, sha256_of
 
 logger = logging.getLogger(__name__)
 RECORD = ".neurodl.json"
@@ -119,7 +119,7 @@ def check_files(card: Card, folder: Path, chosen: Mapping[str, Any]) -> pd.DataF
             state = "whole"
             if actual == 0 or (size is not None and actual != size):
                 state = "wrong size"
-            elif sha256 is not None and _sha256(path) != sha256:
+            elif sha256 is not None and sha256_of(path) != sha256:
                 state = "changed"
             name = path.relative_to(folder).as_posix()
             rows.append({"file": name, "state": state, "size": actual})
@@ -227,7 +227,7 @@ def _record(folder: Path, path: Path, url: str) -> None:
     record = _read_record(folder)
     record[path.relative_to(folder).as_posix()] = {
         "size": path.stat().st_size,
-        "sha256": _sha256(path),
+        "sha256": sha256_of(path),
         "url": url,
         "fetched": _today(),
     }
@@ -240,11 +240,6 @@ def _read_record(folder: Path) -> dict[str, Any]:
         return dict(json.loads((folder / RECORD).read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return {}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _today() -> str:

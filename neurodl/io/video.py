@@ -13,6 +13,7 @@ import numpy as np
 from neurodl.errors import MissingFileError, UnknownNameError
 from neurodl.io._containers import TOLERANCE, Timeline, read_timeline
 from neurodl.io._decoders import FrameReader, FrameReaders, read_decord, read_torchcodec
+from neurodl.io.store import sha256_of
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".mpg", ".mpeg")
 READERS = ("auto", "av", "decord", "torchcodec")
@@ -263,5 +264,4 @@ def _chained(
 def _digest(path: Path) -> str:
     if not path.is_file():
         raise MissingFileError(f"The video {path} does not exist.")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path)

@@ -17,6 +17,7 @@ from typing import Any
 import xarray as xr
 
 from neurodl import __version__
+from neurodl.io.store import sha256_of
 from neurodl.runtime import progress, resolve_device
 from neurodl.study.config import named_files, write_study
 from neurodl.study.sections import Study
@@ -195,8 +196,7 @@ def input_hashes(study: Study) -> dict[str, str]:
 
 def _hash(path: Path, subject: str | None) -> str:
     if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     digest = hashlib.sha256()
     for member in _members(path, subject):
         digest.update(f"{member.relative_to(path).as_posix()}\0{_hash(member, None)}\n".encode())

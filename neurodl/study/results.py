@@ -28,7 +28,7 @@ from neurodl.errors import (
     listed,
 )
 from neurodl.features.cache import cache_folder
-from neurodl.io.store import atomic_path
+from neurodl.io.store import atomic_path, sha256_of
 
 STUDY, SCRIPT, SCORES = "study.toml", "analysis.py", "scores.nc"
 PROVENANCE = "provenance.json"
@@ -250,9 +250,3 @@ def records_of(places: Iterable[Place]) -> list[dict[str, Any]]:
     """Return the record of each place, some at a time."""
     with ThreadPoolExecutor(AT_ONCE) as threads:
         return list(threads.map(Place.record, places))
-
-
-def sha256_of(path: Path) -> str:
-    """Return the hash of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,7 +14,7 @@ import xarray as xr
 from filelock import FileLock, Timeout
 
 from neurodl.errors import NeurodlWarning, StorageError
-from neurodl.io.store import atomic_path
+from neurodl.io.store import atomic_path, sha256_of
 from neurodl.reports import Report, report
 from neurodl.runtime import describe_device, resolve_device
 from neurodl.study.config import load_study, write_study
@@ -26,7 +26,6 @@ from neurodl.study.results import (
     Place,
     is_within,
     record_in,
-    sha256_of,
 )
 from neurodl.study.script import analysis_script
 from neurodl.study.sections import Study, StudySection
