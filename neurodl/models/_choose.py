@@ -113,14 +113,11 @@ class _Scorer:
     def scores(self, block: Block) -> list[torch.Tensor]:
         """Return scores (n_alphas, n_targets) of each split, or their mean if screened."""
         view = self.fold.view(block)
-        pairs = list(zip(self.operators, self.inner, strict=True))
-        parts = [operator.enter(split.part(view)) for operator, split in pairs]
+        pairs = zip(self.operators, self.inner, strict=True)
+        parts = (operator.enter(split.part(view)) for operator, split in pairs)
         if self.screen is not None:
-            return [self.screen.scores(parts)]
-        return [
-            scores_of_all(operator, part)
-            for operator, part in zip(self.operators, parts, strict=True)
-        ]
+            return [self.screen.scores(list(parts))]
+        return [scores_of_all(*pair) for pair in zip(self.operators, parts, strict=True)]
 
 
 def predictor(

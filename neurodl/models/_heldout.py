@@ -8,12 +8,16 @@ rows and features.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
 
 from neurodl.models._solvers import filter_basis, gains
 from neurodl.runtime import linear
+
+PIECE_BYTES = {"cpu": 2**23, "cuda": 2**29}  # basis predictions that are held together
+Products = tuple[torch.Tensor, torch.Tensor]
 
 
 class Part(NamedTuple):
@@ -66,7 +70,7 @@ class Operator(Protocol):
     def enter(self, part: Part) -> Part:
         """Return targets in the coordinates of this operator."""
 
-    def products(self, part: Part) -> tuple[torch.Tensor, torch.Tensor]:
+    def products(self, part: Part) -> Products:
         """Return predictions times held-out targets, and times themselves (n_alphas, n_targets)."""
 
 
@@ -92,11 +96,6 @@ class Composed(NamedTuple):
         n_alphas, n_shapes = self.mixing.shape
         return self.basis.nbytes * (n_shapes + n_alphas) // n_shapes
 
-    @property
-    def width(self) -> int:
-        """How many numbers a target takes in the basis."""
-        return self.basis.shape[1]
-
     def enter(self, part: Part) -> Part:
         """Return targets in the coordinates of this operator."""
         return part
@@ -114,8 +113,11 @@ class Composed(NamedTuple):
         """Return the basis with an axis of its own for predictions, (n_train, n_shapes, n_test)."""
         return self.basis.view(len(self.basis), self.mixing.shape[1], -1)
 
-    def products(self, part: Part) -> tuple[torch.Tensor, torch.Tensor]:
+    def products(self, part: Part) -> Products:
         """Return predictions times held-out targets, and times themselves (n_alphas, n_targets)."""
+        return in_pieces(self._products, part, self.basis.shape[1])
+
+    def _products(self, part: Part) -> Products:
         n_targets, n_shapes = len(part.inside), self.mixing.shape[1]
         basis = linear(part.inside.to(self.basis.dtype), self.basis.T)
         # small products of 13 to 15 rows take three times as long as those of 16
@@ -157,11 +159,6 @@ class Factored(NamedTuple):
         own = self.back is not self.project
         return self.project.nbytes + own * self.back.nbytes + 2 * self.root.nbytes
 
-    @property
-    def width(self) -> int:
-        """How many numbers a target takes in the basis."""
-        return len(self.shapes) * max(self.root.shape)
-
     def enter(self, part: Part) -> Part:
         """Return targets in the coordinates of this operator."""
         inside, seen = linear(part.inside, self.project.T), linear(part.seen, self.back.T)
@@ -172,8 +169,11 @@ class Factored(NamedTuple):
         shapes = self.fewer @ self.shapes
         return self._replace(root=self.root.bfloat16(), shapes=shapes, mixing=self.rough_mixing)
 
-    def products(self, part: Part) -> tuple[torch.Tensor, torch.Tensor]:
+    def products(self, part: Part) -> Products:
         """Return predictions times held-out targets, and times themselves (n_alphas, n_targets)."""
+        return in_pieces(self._products, part, len(self.shapes) * max(self.root.shape))
+
+    def _products(self, part: Part) -> Products:
         cross = self.gains @ (part.inside * part.seen).T
         basis = (part.inside[:, None, :] * self.shapes).to(self.root.dtype).flatten(0, 1)
         basis = linear(basis, self.root.T).to(part.inside.dtype)
@@ -182,6 +182,27 @@ class Factored(NamedTuple):
 
 
 HeldOut = Composed | Factored
+
+
+def in_pieces(products: Callable[[Part], Products], part: Part, width: int) -> Products:
+    """Return products that are made of as many targets at a time as the cache has room for.
+
+    Parameters
+    ----------
+    products : callable
+        Gives products (n_alphas, n_targets) of a part.
+    part : Part
+    width : int
+        How many numbers a target takes on the way.
+    """
+    n_targets = len(part.total)
+    room = PIECE_BYTES["cpu" if part.total.device.type == "cpu" else "cuda"]
+    n_pieces = -(-n_targets // max(16, room // (part.seen.itemsize * width)))
+    step = -(-n_targets // n_pieces)  # of nearly the same size
+    starts = range(0, n_targets, step)
+    found = [products(part.some(slice(start, start + step))) for start in starts]
+    cross, squares = zip(*found, strict=True)
+    return torch.cat(cross, 1), torch.cat(squares, 1)
 
 
 def mixed_squares(products: torch.Tensor, mixing: torch.Tensor) -> torch.Tensor:

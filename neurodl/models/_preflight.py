@@ -13,6 +13,7 @@ from typing import NamedTuple
 from neurodl.errors import TooLargeError
 from neurodl.models._choose import MAP_BYTES, MAPS_PAY, MEMORY_SHARE
 from neurodl.models._folds import COMPOSED_BYTES, N_BASIS
+from neurodl.models._heldout import PIECE_BYTES
 from neurodl.models._solvers import BLOCK_ELEMENTS
 from neurodl.models._spaces import MAX_FEATURES_PER_SAMPLE
 from neurodl.models._targets import MIN_TARGETS, targets_at_once
@@ -22,9 +23,8 @@ logger = logging.getLogger(__name__)
 EIGH = 32  # bytes that the decomposition of a matrix takes for each of its elements, it included
 FRAGMENTED = 1.3  # for freed memory that is cut up and cannot be used again
 BUFFERS = 2**24  # of threads
-N_ROUGH = 5  # basis predictions of rough scores, and
+N_ROUGH = 7  # basis predictions of rough scores, and
 N_EXACT = 3  # penalties per target that are scored in full, about
-ROUGH_BYTES = {"cpu": 2**24, "cuda": 2**30}  # that are scored at once
 
 
 class Path(NamedTuple):
@@ -72,10 +72,18 @@ class Step(NamedTuple):
 
     held : by what it is for
     per_target : for each of the targets that are read at once
+    basis : for the basis predictions of each, up to `most_basis` in all
     """
 
     held: dict[str, float]
     per_target: float = 0.0
+    basis: float = 0.0
+    most_basis: float = 0.0
+
+    def n_bytes(self, n_at_once: int) -> float:
+        """Return what it takes in all, with so many targets at once."""
+        basis = min(self.basis * n_at_once, self.most_basis)
+        return sum(self.held.values()) + self.per_target * n_at_once + basis
 
 
 class Plan(NamedTuple):
@@ -109,7 +117,7 @@ def plan(work: Work, free: int) -> Plan:
     while n_at_once > MIN_TARGETS and total_bytes(steps, n_at_once) > free:
         n_at_once = max(MIN_TARGETS, n_at_once // 2)
     n_bytes = total_bytes(steps, n_at_once)
-    held = max(steps, key=lambda step: total_bytes([step], n_at_once)).held
+    held = max(steps, key=lambda step: step.n_bytes(n_at_once)).held
     largest = max(held, key=lambda name: held[name])
     if n_bytes > free:
         advice = (
@@ -141,8 +149,7 @@ def announced(work: Work, n_folds: int, free: int) -> int:
 
 def total_bytes(steps: list[Step], n_at_once: int) -> int:
     """Return the memory of the largest step [bytes]."""
-    live = max(sum(step.held.values()) + step.per_target * n_at_once for step in steps)
-    return int(FRAGMENTED * live) + BUFFERS
+    return int(FRAGMENTED * max(step.n_bytes(n_at_once) for step in steps)) + BUFFERS
 
 
 def in_words(work: Work) -> str:
@@ -167,7 +174,7 @@ def steps_of(work: Work, free: int) -> list[Step]:
     """Return the memory of each step, if `free` bytes are free."""
     own = {"the copy of the features": float(work.input_bytes)}
     steps = (_kernel_steps if work.path.by_kernel else _covariance_steps)(work, free)
-    return [Step(own | step.held, step.per_target) for step in steps]
+    return [step._replace(held=own | step.held) for step in steps]
 
 
 def _kernel_steps(work: Work, free: int) -> list[Step]:
@@ -236,13 +243,15 @@ def _inner_steps(
     held = kept | {"the inner folds": float(min(k * one, max(one, room)))}
     held["the scores of all penalties"] = (2.0 * item + 2) * n_alphas * work.n_targets
     if screening:
+        n_basis, n_entered = N_ROUGH, k
         scoring = N_EXACT * (into + 2 * max(out, rank)) + 4 * n_alphas
-        held_then = held | {"rough scores": float(ROUGH_BYTES[work.device])}
     else:
-        scoring, held_then = n_basis * (out + rank + n_basis) + k * n_alphas, held
+        n_entered, scoring = 1, k * n_alphas
     # a split that goes through the eigenbasis enters it from a copy
-    width = work.n_train + rank + (k + bool(rank)) * per_split + scoring
-    return [Step(held | making) for making in makings] + [Step(held_then, float(item * width))]
+    width = work.n_train + rank + (n_entered + bool(rank)) * per_split + scoring
+    basis = 2.0 * item * n_basis * max(out, rank)
+    scores = Step(held, float(item * width), basis, 2.0 * PIECE_BYTES[work.device])
+    return [*(Step(held | making) for making in makings), scores]
 
 
 def _last_step(work: Work, kept: dict[str, float], rank: int) -> Step:

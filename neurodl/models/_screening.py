@@ -15,7 +15,6 @@ from neurodl.runtime import has_fast_half, linear
 # A rough score counts as off by up to this many times the largest error seen so far.
 SAFETY = 1.5
 ROUNDING = 5e-7  # of scores in float32
-AT_ONCE_BYTES = 2**23  # basis predictions that fit into the processor's cache
 N_CALIBRATION = 64  # targets that are scored in full at every penalty, to see the first errors
 MAX_PENALTIES = 40  # beyond, so many lie close to the best that scoring all at once is faster
 
@@ -79,22 +78,9 @@ class Screen:
 
     def _rough_scores(self, parts: list[Part]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return mean rough scores and the mean of what their errors are in proportion to."""
-        n_targets = len(parts[0].total)
-        at_once = max(16, AT_ONCE_BYTES // (4 * max(one.width for one in self.rough)))
-        if parts[0].total.device.type != "cpu":
-            at_once *= 64
-        step = -(-n_targets // -(-n_targets // at_once))  # parts of nearly the same size
-        found = []
-        for start in range(0, n_targets, step):
-            some = slice(start, start + step)
-            pairs = [
-                rough_scores(one, part.some(some))
-                for one, part in zip(self.rough, parts, strict=True)
-            ]
-            scores, sizes = zip(*pairs, strict=True)
-            found.append((mean_over_splits(list(scores)), mean_over_splits(list(sizes))))
-        scores, sizes = zip(*found, strict=True)
-        return torch.cat(scores, 1), torch.cat(sizes, 1)
+        pairs = [rough_scores(one, part) for one, part in zip(self.rough, parts, strict=True)]
+        scores, sizes = zip(*pairs, strict=True)
+        return mean_over_splits(list(scores)), mean_over_splits(list(sizes))
 
     def _learn(self, exact: torch.Tensor, rough: torch.Tensor, size: torch.Tensor) -> None:
         """Note the largest error, in proportion to `size`."""

@@ -16,6 +16,7 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,12 @@ def correlation(predicted: np.ndarray, observed: np.ndarray) -> np.ndarray:
     return pearson_r(torch.as_tensor(predicted), torch.as_tensor(observed)).numpy()
 
 
-def ours(X: np.ndarray, Y: np.ndarray, alphas: np.ndarray) -> np.ndarray:
+def ours(X: np.ndarray, Y: np.ndarray, alphas: np.ndarray, *, screening: bool = True) -> np.ndarray:
     """Return r of each fold and target by neurodl."""
     from neurodl.models import RidgeCV
 
     splits = folds(len(X))
-    model = RidgeCV(alphas, cv=KFold(N_FOLDS), standardize=False, device="cpu")
+    model = RidgeCV(alphas, cv=KFold(N_FOLDS), standardize=False, screening=screening, device="cpu")
     r = np.empty((N_FOLDS, Y.shape[1]), np.float32)
     for part in model.predict_folds(X, Y, splits):
         observed = Y[:, part.columns][splits[part.fold][1]]
@@ -198,6 +199,9 @@ def main() -> None:
         help="compare on so many targets; neurodl runs on all of them, too",
     )
     parser.add_argument("--scikit-learn", action="store_true")
+    parser.add_argument(
+        "--unscreened", action="store_true", help="neurodl scores all penalties in float32"
+    )
     chosen = parser.parse_args()
     torch.set_num_threads(1)  # in the parent: forked children must not inherit a thread pool
     for size in [tuple(chosen.size)] if chosen.size else SIZES:
@@ -209,13 +213,14 @@ def main() -> None:
             else chosen.peer
         )
         few = Y[:, : chosen.targets_of_peer].copy()
-        contenders = {"neurodl": (ours, few)}
+        mine = partial(ours, screening=not chosen.unscreened)
+        contenders = {"neurodl": (mine, few)}
         for batch in chosen.batches:
             contenders[f"himalaya {kind}, batch {batch}"] = (himalaya(kind, batch), few)
         if chosen.scikit_learn:
             contenders["scikit-learn RidgeCV (leave-one-out)"] = (scikit_learn, few)
         if few.shape != Y.shape:
-            contenders[f"neurodl, all {Y.shape[1]} targets"] = (ours, Y)
+            contenders[f"neurodl, all {Y.shape[1]} targets"] = (mine, Y)
         sizes = f"{' x '.join(map(str, size))}, {chosen.alphas} penalties"
         print(f"\n{sizes}, {chosen.threads} threads")
         if few.shape != Y.shape:

@@ -138,7 +138,7 @@ def test_little_memory_takes_smaller_blocks_and_gives_the_same(model, monkeypatc
     splits = list(KFold(3).split(X))
     expected = list(model(device="cpu").predict_folds(X, Y, splits))
     whole = model(device="cpu").fit(X, Y).predict(X)
-    free = _preflight.BUFFERS + 1_300_000
+    free = _preflight.BUFFERS + 1_000_000
     monkeypatch.setattr(_base, "available_memory", lambda device: free)
     with caplog.at_level("INFO", "neurodl"):
         found = list(model(device="cpu").predict_folds(X, Y, splits))
