@@ -15,6 +15,7 @@ import argparse
 import multiprocessing
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -204,6 +205,7 @@ def main() -> None:
     )
     chosen = parser.parse_args()
     torch.set_num_threads(1)  # in the parent: forked children must not inherit a thread pool
+    warnings.simplefilter("ignore")  # of the grid's edges, and of peers about the warm-up's shape
     for size in [tuple(chosen.size)] if chosen.size else SIZES:
         X, Y = simulate(*size)
         alphas = np.square(X).sum() / min(X.shape) * np.logspace(-4, 4, chosen.alphas)
