@@ -29,6 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from neurodl.models import RidgeCV
 from neurodl.models._folds import N_BASIS
 from neurodl.models._preflight import N_EXACT, N_ROUGH
+from neurodl.models._screening import can_screen
 from neurodl.models._spaces import EIGH_COST, covariance_pays
 
 PRODUCTS = {"mm", "addmm", "addmm_", "bmm", "baddbmm", "mv", "addmv", "convolution"}
@@ -60,12 +61,15 @@ def operations(size: Size) -> Counter[torch.dtype]:
 
     Counted are the kernel or the covariances, the eigendecompositions of all training sets as
     `EIGH_COST` n^3, and products with the targets: `N_ROUGH` basis predictions of the held-out
-    rows of each inner fold in bfloat16, `N_EXACT` penalties in float32, and the predictions.
+    rows of each inner fold in bfloat16 and `N_EXACT` penalties in float32, or, where nothing is
+    screened, `N_BASIS` basis predictions in float32; and the predictions.
     """
     n, p, v, n_alphas, n_folds = size
     own, out = n * (N_FOLDS - 1) / N_FOLDS, n / N_FOLDS
     train, test = own * (n_folds - 1) / n_folds, own / n_folds
-    basis, rough, exact = (min(n_alphas, few) for few in (N_BASIS, N_ROUGH, N_EXACT))
+    screens = can_screen(n_alphas, torch.float32, torch.device("cpu"))
+    passes = (N_BASIS, N_ROUGH, N_EXACT) if screens else (N_BASIS, 0, N_BASIS)
+    basis, rough, exact = (min(n_alphas, few) for few in passes)
     count: Counter[Any] = Counter()
     if covariance_pays(int(own), p, v):
         q = min(test, p)
