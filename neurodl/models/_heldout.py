@@ -77,7 +77,7 @@ class Operator(Protocol):
 class Composed(NamedTuple):
     """Predictions of held-out rows as maps of the training rows' targets.
 
-    basis : (n_train, n_shapes * n_test), gives `n_shapes` basis predictions of the held-out rows
+    basis : (n_shapes * n_test, n_train), gives `n_shapes` basis predictions of the held-out rows
     mixing : (n_alphas, n_shapes), how the predictions of each penalty are made of them
     fewer : (n_rough, n_shapes), how even fewer are, and
     rough_mixing : (n_alphas, n_rough), how those of each penalty are made of these, about
@@ -102,24 +102,25 @@ class Composed(NamedTuple):
 
     def rough(self) -> Composed:
         """Return the same with fewer basis predictions, in bfloat16."""
-        basis = torch.einsum("krq,sr->ksq", self._shapes(), self.fewer).flatten(1)
+        basis = self._mixed(self.fewer).flatten(0, 1)
         return self._replace(basis=basis.bfloat16(), mixing=self.rough_mixing)
 
     def maps(self) -> torch.Tensor:
-        """Return the map of each penalty, (n_alphas, n_train, n_test)."""
-        return torch.einsum("krq,ar->akq", self._shapes(), self.mixing)
+        """Return the map of each penalty, (n_alphas, n_test, n_train)."""
+        return self._mixed(self.mixing)
 
-    def _shapes(self) -> torch.Tensor:
-        """Return the basis with an axis of its own for predictions, (n_train, n_shapes, n_test)."""
-        return self.basis.view(len(self.basis), self.mixing.shape[1], -1)
+    def _mixed(self, mixing: torch.Tensor) -> torch.Tensor:
+        """Return combinations (n_some, n_shapes) of the basis, (n_some, n_test, n_train)."""
+        n_shapes, n_train = mixing.shape[1], self.basis.shape[1]
+        return (mixing @ self.basis.view(n_shapes, -1)).view(len(mixing), -1, n_train)
 
     def products(self, part: Part) -> Products:
         """Return predictions times held-out targets, and times themselves (n_alphas, n_targets)."""
-        return in_pieces(self._products, part, self.basis.shape[1])
+        return in_pieces(self._products, part, len(self.basis))
 
     def _products(self, part: Part) -> Products:
         n_targets, n_shapes = len(part.inside), self.mixing.shape[1]
-        basis = linear(part.inside.to(self.basis.dtype), self.basis.T)
+        basis = linear(part.inside.to(self.basis.dtype), self.basis)
         # small products of 13 to 15 rows take three times as long as those of 16
         n_rows = 16 if 12 < n_shapes + 1 < 16 else n_shapes + 1
         rows = part.seen.new_empty(n_targets, n_rows, part.seen.shape[1])
@@ -254,7 +255,7 @@ def composed(
     reach = reach * torch.linalg.vector_norm(train_basis, dim=0)
     few = filter_basis(eigenvalues, reach, alphas)
     basis = torch.cat([(test_basis / (eigenvalues + alpha)).to(dtype) for alpha in few.kept])
-    basis = linear(train_basis.to(dtype), basis)
+    basis = linear(basis, train_basis.to(dtype))
     mixing, fewer, rough_mixing = (one.to(dtype) for one in few[1:])
     return Composed(basis, mixing, fewer, rough_mixing, scoring)
 

@@ -114,7 +114,7 @@ class Screen:
                 predicted = torch.empty_like(own.seen)
                 blocks = own.inside.split(counts), predicted.split(counts)
                 for one, inside, outside in zip(exact, *blocks, strict=True):
-                    torch.mm(inside, one, out=outside)
+                    torch.mm(inside, one.T, out=outside)
                 cross = torch.linalg.vecdot(predicted, own.seen)
             squares = torch.linalg.vecdot(predicted, predicted)
             found.append(score(rough.scoring, own, cross, squares))
