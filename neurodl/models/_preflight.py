@@ -24,7 +24,7 @@ EIGH = 32  # bytes that the decomposition of a matrix takes for each of its elem
 FRAGMENTED = 1.3  # for freed memory that is cut up and cannot be used again
 BUFFERS = 2**24  # of threads
 N_ROUGH = 7  # basis predictions of rough scores, and
-N_EXACT = 3  # penalties per target that are scored in full, about
+N_EXACT = 1  # penalties per target that are scored in full, about
 
 
 class Path(NamedTuple):

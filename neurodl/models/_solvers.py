@@ -17,6 +17,8 @@ import scipy.linalg
 import torch
 from threadpoolctl import ThreadpoolController
 
+from neurodl.runtime import linear
+
 BLOCK_ELEMENTS = 2**20  # of features that are copied at once
 SCORINGS = ("r2", "r")
 # How far interpolated predictions may be off, as a share of the largest they could be.
@@ -27,6 +29,7 @@ RANK_TOLERANCE = 1e-12
 # How far a float32 kernel may be off, as a share of the smallest penalty: it keeps r to 1e-5.
 PRODUCT_ERROR = 1e-4
 MOST_ROWS_ALONE = 1200  # that one thread decomposes as fast as two
+N_BANDS, MIN_BAND = 4, 128  # of rows, by which half of a symmetric product is made
 
 
 class Spectrum(NamedTuple):
@@ -77,18 +80,30 @@ def gram(
     """
     others = X if other is None else other
     kernel = torch.zeros(len(X), len(others), dtype=torch.float64, device=X.device)
+    bands = _bands(len(X)) if other is None else [(slice(None), slice(None))]
     parts = (part.split(_n_columns(len(X)), dim=-1) for part in (X, others, offset, scale))
     for block, other_block, middle, unit in zip(*parts, strict=True):
         rows = (block - middle).div_(unit)
         columns = rows if other is None else (other_block - middle).div_(unit)
         tolerated = PRODUCT_ERROR * smallest_alpha
         if X.dtype == torch.float32 and _product_error(rows, X.shape[1]) < tolerated:
-            kernel += rows @ columns.T
+            for band, rest in bands:
+                kernel[band, rest] += linear(rows[band], columns[rest])
         else:
             rows = (block.double() - middle).div_(unit)
             columns = rows if other is None else (other_block.double() - middle).div_(unit)
-            kernel.addmm_(rows, columns.T)
+            for band, rest in bands:
+                kernel[band, rest].addmm_(rows[band], columns[rest].T)
+    if other is None:
+        for band, _ in bands:
+            kernel[band.stop :, band] = kernel[band, band.stop :].T
     return kernel
+
+
+def _bands(n_rows: int) -> list[tuple[slice, slice]]:
+    """Return rows and columns of the parts of a symmetric matrix that suffice to know it."""
+    step = max(MIN_BAND, -(-n_rows // N_BANDS))
+    return [(slice(start, start + step), slice(start, None)) for start in range(0, n_rows, step)]
 
 
 def _n_columns(n_rows: int) -> int:
