@@ -16,7 +16,8 @@ import torch
 from neurodl.models._solvers import filter_basis, gains
 from neurodl.runtime import linear
 
-PIECE_BYTES = {"cpu": 2**23, "cuda": 2**29}  # basis predictions that are held together
+PIECE_BYTES = {"cpu": 2**25, "cuda": 2**29}  # basis predictions that are held together
+CACHE_BYTES = {"cpu": 2**22, "cuda": 2**29}  # of these that are multiplied with each other
 Products = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -119,15 +120,19 @@ class Composed(NamedTuple):
         return in_pieces(self._products, part, len(self.basis))
 
     def _products(self, part: Part) -> Products:
-        n_targets, n_shapes = len(part.inside), self.mixing.shape[1]
-        basis = linear(part.inside.to(self.basis.dtype), self.basis)
+        (n_targets, n_test), n_shapes = part.seen.shape, self.mixing.shape[1]
+        basis = linear(part.inside.to(self.basis.dtype), self.basis).view(n_targets, n_shapes, -1)
         # small products of 13 to 15 rows take three times as long as those of 16
         n_rows = 16 if 12 < n_shapes + 1 < 16 else n_shapes + 1
-        rows = part.seen.new_empty(n_targets, n_rows, part.seen.shape[1])
-        rows[:, :n_shapes] = basis.view(n_targets, n_shapes, -1)
-        rows[:, n_shapes] = part.seen
-        rows[:, n_shapes + 1 :] = 0
-        products = rows @ rows.mT
+        products = part.seen.new_empty(n_targets, n_rows, n_rows)
+        step = max(1, _of(CACHE_BYTES, part) // (part.seen.itemsize * n_rows * n_test))
+        rows = part.seen.new_zeros(min(step, n_targets), n_rows, n_test)
+        for start in range(0, n_targets, step):
+            some = slice(start, start + step)
+            own = rows[: n_targets - start]
+            own[:, :n_shapes] = basis[some]
+            own[:, n_shapes] = part.seen[some]
+            torch.bmm(own, own.mT, out=products[some])
         cross = self.mixing @ products[:, :n_shapes, n_shapes].T
         return cross, mixed_squares(products[:, :n_shapes, :n_shapes], self.mixing)
 
@@ -186,7 +191,7 @@ HeldOut = Composed | Factored
 
 
 def in_pieces(products: Callable[[Part], Products], part: Part, width: int) -> Products:
-    """Return products that are made of as many targets at a time as the cache has room for.
+    """Return products that are made of not too many targets at a time.
 
     Parameters
     ----------
@@ -197,13 +202,18 @@ def in_pieces(products: Callable[[Part], Products], part: Part, width: int) -> P
         How many numbers a target takes on the way.
     """
     n_targets = len(part.total)
-    room = PIECE_BYTES["cpu" if part.total.device.type == "cpu" else "cuda"]
-    n_pieces = -(-n_targets // max(16, room // (part.seen.itemsize * width)))
+    at_once = max(16, _of(PIECE_BYTES, part) // (part.seen.itemsize * width))
+    n_pieces = -(-n_targets // at_once)
     step = -(-n_targets // n_pieces)  # of nearly the same size
     starts = range(0, n_targets, step)
     found = [products(part.some(slice(start, start + step))) for start in starts]
     cross, squares = zip(*found, strict=True)
     return torch.cat(cross, 1), torch.cat(squares, 1)
+
+
+def _of(sizes: dict[str, int], part: Part) -> int:
+    """Return the size for the kind of device on which a part is."""
+    return sizes["cpu" if part.total.device.type == "cpu" else "cuda"]
 
 
 def mixed_squares(products: torch.Tensor, mixing: torch.Tensor) -> torch.Tensor:
