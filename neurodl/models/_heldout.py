@@ -191,7 +191,7 @@ HeldOut = Composed | Factored
 
 
 def in_pieces(products: Callable[[Part], Products], part: Part, width: int) -> Products:
-    """Return products that are made of not too many targets at a time.
+    """Return products that are made of as many targets at a time as `PIECE_BYTES` has room for.
 
     Parameters
     ----------
@@ -213,7 +213,7 @@ def in_pieces(products: Callable[[Part], Products], part: Part, width: int) -> P
 
 def _of(sizes: dict[str, int], part: Part) -> int:
     """Return the size for the kind of device on which a part is."""
-    return sizes["cpu" if part.total.device.type == "cpu" else "cuda"]
+    return sizes["cuda" if part.total.device.type == "cuda" else "cpu"]
 
 
 def mixed_squares(products: torch.Tensor, mixing: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ from sklearn.model_selection import KFold, LeaveOneGroupOut, cross_val_score
 
 from neurodl.models import RidgeCV, _choose, _targets
 from neurodl.models._folds import DualFold, columns_of
+from neurodl.models._solvers import gram
 from neurodl.models._targets import Targets
 
 
@@ -160,3 +161,15 @@ def test_columns_are_copied_run_by_run_in_their_order(rows):
     found = columns_of(values, torch.tensor(rows))
     assert torch.equal(found, values[:, rows])
     assert found.data_ptr() != values.data_ptr()
+
+
+@pytest.mark.parametrize("smallest_alpha", [0.0, 1e12])  # products of float64, and of float32
+@pytest.mark.parametrize("n_samples", [1, 127, 128, 129, 500, 1003])
+def test_a_kernel_made_by_half_is_whole(n_samples, smallest_alpha):
+    X, _ = simulate(n_samples, 1500, 1)
+    offset, scale = X.mean(0), X.std(0) + 1
+    found = gram(*map(torch.from_numpy, (X, offset, scale)), smallest_alpha)
+    rows = (X.astype(float) - offset) / scale
+    expected = rows @ rows.T
+    size = np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, atol=(1e-5 if smallest_alpha else 1e-12) * size)
